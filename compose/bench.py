@@ -1,0 +1,195 @@
+"""`make bench`: pgbench, a naive synchronous Django view and bankcore, side by side in one run on one machine.
+
+Prints a table that explains each figure, keeps the result in .bankcore/bench/, and ends with one JSON object. It exits
+with 0 when everything was measured, also with goals in red: a slow machine is no failure, hiding it would be one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from statistics import fmean
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from compose import bench_naive, bench_pgbench, local
+from compose.bench_bankcore import Bankcore
+from compose.bench_databases import scratch_database
+from compose.bench_pgbench import YardstickUnavailable
+from compose.bench_report import machine_facts, print_table, save, settle, verdicts
+from compose.client import Target
+from compose.stack_commands import ROOT, seed_demo
+
+ACCOUNTS = 10_000
+OPENING_MINOR = 10**11
+ACCEPT_SHARE = 0.5
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long and how often to measure."""
+
+    rounds: int
+    pgbench_scale: int
+    pgbench_seconds: int
+    naive_seconds: float
+    single_seconds: float
+    accept_seconds: float
+    batched: int
+    idle: int
+    warm_up_seconds: float
+
+
+FULL = Size(
+    rounds=3, pgbench_scale=50, pgbench_seconds=20, naive_seconds=10.0, single_seconds=20.0, accept_seconds=20.0,
+    batched=100_000, idle=150, warm_up_seconds=5.0,
+)  # fmt: skip
+QUICK = Size(
+    rounds=1, pgbench_scale=10, pgbench_seconds=8, naive_seconds=4.0, single_seconds=8.0, accept_seconds=8.0,
+    batched=40_000, idle=60, warm_up_seconds=3.0,
+)  # fmt: skip
+
+
+@dataclass
+class Bench:
+    """One run: the three systems, and where the figures are told as they come."""
+
+    size: Size
+    console: Console
+    pgbench_url: str | None
+    naive: Target
+    bankcore: Bankcore
+    random: Random
+
+    def round(self, number: int) -> dict[str, float | None]:
+        """Measure everything once, the systems that are compared right after one another."""
+        size, found = self.size, dict[str, float | None]()
+        self.console.print(f"round {number} of {size.rounds}", style="bold", highlight=False)
+        # Before and after, because the ratio of these two is the first goal and a shared machine drifts.
+        before = self._pgbench()
+        self._tell(found, self.bankcore.measure_batches(transfers=size.batched))
+        rates = [rate for rate in (before, self._pgbench()) if rate is not None]
+        self._tell(found, {"pgbench_tps": fmean(rates) if rates else None})
+        self._tell(found, self.bankcore.measure_singles(seconds=size.single_seconds))
+        self._tell(found, self._naive(hot=False))
+        self._tell(found, self._naive(hot=True))
+        self._tell(found, self.bankcore.measure_hot_singles(seconds=size.single_seconds))
+        half = (found["single_tps"] or 0.0) * ACCEPT_SHARE
+        self._tell(found, self.bankcore.measure_accept(seconds=size.accept_seconds, per_second=half))
+        self._tell(found, self.bankcore.measure_idle(transfers=size.idle))
+        return found
+
+    def _pgbench(self) -> float | None:
+        if self.pgbench_url is None:
+            return None
+        return bench_pgbench.measure(self.pgbench_url, seconds=self.size.pgbench_seconds)
+
+    def _naive(self, *, hot: bool) -> dict[str, float | None]:
+        rate = bench_naive.measure(self.naive, hot=hot, seconds=self.size.naive_seconds, random=self.random)
+        return {"naive_hot_tps" if hot else "naive_uniform_tps": rate}
+
+    def _tell(self, found: dict[str, float | None], figures: Mapping[str, float | None]) -> None:
+        found.update(figures)
+        for key, value in figures.items():
+            self.console.print(f"  {key} {'-' if value is None else f'{value:,.1f}'}", highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    console = Console()
+    # A polite stop unwinds like an error would, so that the stack is stopped as well.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        result = run(QUICK if options.quick else FULL, console, seed=options.seed)
+    except KeyboardInterrupt:
+        console.print("Interrupted. Everything that the benchmark had started has been stopped.")
+        return INTERRUPTED
+    print(json.dumps(result), flush=True)
+    return 0
+
+
+def run(size: Size, console: Console, *, seed: int) -> dict[str, Any]:
+    """Bring everything up, measure, stop everything, and return the result that was printed and kept."""
+    machine = machine_facts()
+    with ExitStack() as everything:
+        stack = everything.enter_context(local.stack(name="bench"))
+        bench = _prepare(everything, stack, size, console, Random(seed))
+        bench.bankcore.warm_up(size.warm_up_seconds)
+        rounds = [bench.round(number) for number in range(1, size.rounds + 1)]
+        profile = bench.bankcore.shares
+    values = settle(rounds)
+    console.print()
+    print_table(console, values, rounds=size.rounds)
+    _print_profile(console, profile)
+    result = {
+        **values,
+        "verdicts": verdicts(values),
+        "rounds": size.rounds,
+        "profile_of_batches_percent": profile,
+        "machine": machine | {"database": stack["database"], "broker": stack["broker"]},
+    }
+    kept = save({**result, "measured": rounds}, ROOT / ".bankcore" / "bench")
+    console.print(f"Kept in {kept.relative_to(ROOT)}", highlight=False, soft_wrap=True)
+    return result
+
+
+def _prepare(everything: ExitStack, stack: Mapping[str, Any], size: Size, console: Console, random: Random) -> Bench:
+    console.print("Preparing the three databases.", highlight=False)
+    naive_url = everything.enter_context(scratch_database(stack["database_url"], "bankcore_bench_naive"))
+    naive = everything.enter_context(bench_naive.naive_server(naive_url, log=Path(stack["logs"]) / "naive.log"))
+    seeded = seed_demo(stack, accounts=ACCOUNTS, opening_minor=OPENING_MINOR)
+    return Bench(
+        size=size,
+        console=console,
+        pgbench_url=_prepare_pgbench(everything, stack["database_url"], size, console),
+        naive=naive,
+        bankcore=everything.enter_context(closing(Bankcore(stack, seeded, random))),
+        random=random,
+    )
+
+
+def _prepare_pgbench(everything: ExitStack, database_url: str, size: Size, console: Console) -> str | None:
+    """Fill pgbench's database; without pgbench everything else is still measured, and what needs it stays red."""
+    try:
+        bench_pgbench.find_pgbench()
+    except YardstickUnavailable as reason:
+        console.print(f"pgbench is left out: {reason}", style="red", highlight=False, soft_wrap=True)
+        return None
+    url = everything.enter_context(scratch_database(database_url, "bankcore_bench_pgbench"))
+    bench_pgbench.prepare(url, scale=size.pgbench_scale)
+    return url
+
+
+def _print_profile(console: Console, profile: Mapping[str, float]) -> None:
+    """What limits the batches: who used the processors meanwhile."""
+    if profile:
+        shares = ", ".join(f"{role} {share:g} %" for role, share in profile.items() if share >= 1.0)
+        console.print(f"Processors during the batches: {shares}.", highlight=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="make bench ARGS=...", description="Measure pgbench, a naive Django view and bankcore side by side."
+    )
+    parser.add_argument("--quick", action="store_true", help="one short round, under 4 minutes (full: under 25)")
+    parser.add_argument("--seed", type=int, default=1, help="draws the same transfers again (default: %(default)s)")
+    return parser
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    # Not raised from here: asyncio has its own, orderly way to end on SIGINT while it runs.
+    signal.raise_signal(signal.SIGINT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

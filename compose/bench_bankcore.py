@@ -1,0 +1,200 @@
+"""Measures a running bankcore from the outside: through its REST API and, read-only, in its database.
+
+Every rate counts transfers that were posted, on the database's clock, and the figures say what they leave out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from random import Random
+from typing import Any
+
+import psycopg
+
+from compose.bench_profile import Profile
+from compose.client import Connection, Load, Target, drive, percentile
+from compose.stack_commands import Seeded
+
+ACCEPTED = 202
+CLIENTS = 32
+BATCH_CLIENTS = 2
+BATCH_ROWS = 2_000
+BATCH_SECONDS_MAX = 180.0
+AMOUNT_MINOR_MAX = 100
+LOOK_SECONDS = 0.1
+IDLE_LOOK_SECONDS = 0.002
+DRAIN_SECONDS_MAX = 300.0
+QUIET_LOOKS = 15
+
+# Each part is answered from an index: looking must not slow down what is looked at.
+_UNDERWAY = "SELECT count(*) FROM transfers_transfer WHERE status IN ('accepted', 'approved')"
+_TO_DO = """
+SELECT (SELECT count(*) FROM messaging_event WHERE published_at IS NULL),
+       (SELECT count(*) FROM notifications_notification WHERE state = 'pending'),
+       (SELECT coalesce(max(id), 0) FROM notifications_notification)
+"""
+_POSTED_SINCE = """
+SELECT count(*) FILTER (WHERE status = 'posted'), count(*), extract(epoch FROM max(posted_at) - %(since)s)::float
+  FROM transfers_transfer
+ WHERE created_at >= %(since)s
+"""
+# Seen by another connection, so committed; both moments on the database's clock.
+_AGE_IF_POSTED = """
+SELECT extract(epoch FROM clock_timestamp() - created_at)::float
+  FROM transfers_transfer WHERE id = %s::uuid AND status = 'posted'
+"""
+
+
+class StillUnderwayError(Exception):
+    """Transfers did not come to their end in time, or not to the end that was measured."""
+
+
+class Bankcore:
+    """One stack under measurement."""
+
+    def __init__(self, stack: Mapping[str, Any], seeded: Seeded, random: Random) -> None:
+        self._target = Target(stack["api"], (("Authorization", f"Bearer {seeded.token}"),))
+        self._accounts = [account.encode() for account in seeded.accounts]
+        self._currency = seeded.currency.encode()
+        self._random = random
+        self._keys = (b"bench-%d-%d" % (random.getrandbits(64), number) for number in itertools.count())
+        self._database = psycopg.connect(stack["database_url"], autocommit=True)
+        self.profile = Profile(stack)
+        self.shares: dict[str, float] = {}
+
+    def close(self) -> None:
+        self._database.close()
+
+    def warm_up(self, seconds: float) -> None:
+        drive(self._target, self._singles(hot=False), clients=CLIENTS, seconds=seconds, wanted=ACCEPTED)
+        self._await_quiet()
+
+    def measure_singles(self, *, seconds: float) -> dict[str, float | None]:
+        """Push single transfers as hard as 32 clients can, on uniform accounts."""
+        load, posted_per_second = self._push(seconds=seconds, hot=False)
+        return {
+            "single_accept_tps": load.per_second,
+            "single_tps": posted_per_second,
+            "accept_loaded_p50_ms": load.percentile_ms(50),
+            "accept_loaded_p99_ms": load.percentile_ms(99),
+        }
+
+    def measure_hot_singles(self, *, seconds: float) -> dict[str, float | None]:
+        """The same when every transfer credits one account."""
+        return {"single_hot_tps": self._push(seconds=seconds, hot=True)[1]}
+
+    def measure_accept(self, *, seconds: float, per_second: float) -> dict[str, float | None]:
+        """Latency of the 202 on a fixed timetable."""
+        load = drive(
+            self._target, self._singles(hot=False), clients=CLIENTS, seconds=seconds, wanted=ACCEPTED,
+            per_second=per_second,
+        )  # fmt: skip
+        self._await_quiet()
+        return {"accept_p50_ms": load.percentile_ms(50), "accept_p99_ms": load.percentile_ms(99)}
+
+    def measure_batches(self, *, transfers: int) -> dict[str, float | None]:
+        """Send batches as fast as they are taken, and wait until the last of their transfers was posted."""
+        bodies = [self._batch() for _ in range(transfers // BATCH_ROWS)]
+        self.profile.start()
+        since = self._now()
+        load = drive(
+            self._target, iter(bodies), clients=BATCH_CLIENTS, seconds=BATCH_SECONDS_MAX, wanted=ACCEPTED
+        )  # fmt: skip
+        per_second = self._posted_per_second(since, expected=load.done * BATCH_ROWS)
+        self.shares = self.profile.shares()
+        self._await_quiet()
+        return {"end_to_end_tps": per_second, "batch_accept_ms": load.percentile_ms(50)}
+
+    def measure_idle(self, *, transfers: int) -> dict[str, float | None]:
+        """One transfer at a time through an idle system, at irregular moments."""
+        ages = asyncio.run(self._send_one_by_one(transfers))
+        return {
+            "accept_to_posted_p50_ms": percentile(ages, 50, scale=1000.0),
+            "accept_to_posted_p99_ms": percentile(ages, 99, scale=1000.0),
+        }
+
+    async def _send_one_by_one(self, transfers: int) -> list[float]:
+        connection, ages = Connection(self._target), []
+        for request in itertools.islice(self._singles(hot=False), transfers):
+            # Irregular, so that no period of the system's own can line up with it.
+            await asyncio.sleep(self._random.uniform(0.05, 0.15))
+            answer = await connection.send(request)
+            if answer.status != ACCEPTED:
+                raise StillUnderwayError(f"a single transfer was answered {answer.status}: {answer.body[:300]!r}")
+            ages.append(await self._age_when_posted(json.loads(answer.body)["id"]))
+        connection.close()
+        return ages
+
+    async def _age_when_posted(self, transfer_id: str) -> float:
+        deadline = time.monotonic() + DRAIN_SECONDS_MAX
+        while time.monotonic() < deadline:
+            row = self._database.execute(_AGE_IF_POSTED, (transfer_id,), prepare=True).fetchone()
+            if row is not None:
+                return float(row[0])
+            await asyncio.sleep(IDLE_LOOK_SECONDS)
+        raise StillUnderwayError(f"transfer {transfer_id} was not posted")
+
+    def _push(self, *, seconds: float, hot: bool) -> tuple[Load, float]:
+        since = self._now()
+        load = drive(self._target, self._singles(hot=hot), clients=CLIENTS, seconds=seconds, wanted=ACCEPTED)
+        per_second = self._posted_per_second(since, expected=load.done)
+        self._await_quiet()
+        return load, per_second
+
+    def _posted_per_second(self, since: datetime, *, expected: int) -> float:
+        self._await_ended()
+        posted, created, seconds = self._one(_POSTED_SINCE, {"since": since})
+        # More may exist than the clients know of: an answer can miss the deadline that its transfer made.
+        if posted != created or posted < expected or not posted:
+            raise StillUnderwayError(f"{expected} accepted, {created} exist, {posted} posted")
+        return float(posted / seconds)
+
+    def _await_ended(self) -> None:
+        deadline = time.monotonic() + DRAIN_SECONDS_MAX
+        while self._one(_UNDERWAY)[0]:
+            if time.monotonic() > deadline:
+                raise StillUnderwayError(f"transfers were underway after {DRAIN_SECONDS_MAX:.0f} seconds")
+            time.sleep(LOOK_SECONDS)
+
+    def _await_quiet(self) -> None:
+        """Wait until the outbox and the notifications have come to rest too: the next figure starts from idle."""
+        deadline, quiet, last = time.monotonic() + DRAIN_SECONDS_MAX, 0, 0
+        while quiet < QUIET_LOOKS:
+            if time.monotonic() > deadline:
+                raise StillUnderwayError(f"the system was not at rest after {DRAIN_SECONDS_MAX:.0f} seconds")
+            (underway,), (outbox, pending, newest) = self._one(_UNDERWAY), self._one(_TO_DO)
+            quiet = quiet + 1 if newest == last and not (underway or outbox or pending) else 0
+            last = newest
+            time.sleep(LOOK_SECONDS)
+
+    def _now(self) -> datetime:
+        now: datetime = self._one("SELECT clock_timestamp()")[0]
+        return now
+
+    def _one(self, query: str, parameters: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
+        row = self._database.execute(query, parameters).fetchone()
+        return tuple(row) if row else ()
+
+    def _singles(self, *, hot: bool) -> Iterator[bytes]:
+        while True:
+            key = (("Idempotency-Key", next(self._keys).decode()),)
+            yield self._target.post("/api/v1/transfers", self._transfer(hot=hot), key)
+
+    def _batch(self) -> bytes:
+        rows = b",".join(self._transfer(hot=False) for _ in range(BATCH_ROWS))
+        key = (("Idempotency-Key", next(self._keys).decode()),)
+        return self._target.post("/api/v1/batches", b'{"atomic":false,"transfers":[%s]}' % rows, key)
+
+    def _transfer(self, *, hot: bool) -> bytes:
+        if hot:
+            debit, credit = self._random.choice(self._accounts[1:]), self._accounts[0]
+        else:
+            debit, credit = self._random.sample(self._accounts, 2)
+        amount_minor = self._random.randrange(1, AMOUNT_MINOR_MAX)
+        body = b'{"debit_account":"%s","credit_account":"%s","amount_minor":%d,"currency":"%s"}'
+        return body % (debit, credit, amount_minor, self._currency)
