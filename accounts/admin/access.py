@@ -1,0 +1,112 @@
+"""Staff pages of who may come in: people, their groups, and the tokens of clients (a token is shown once)."""
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
+from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
+from django.contrib.auth.models import Group, User
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from rest_framework_api_key import admin as library
+from unfold.admin import ModelAdmin
+from unfold.decorators import display
+from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+from unfold.widgets import UnfoldAdminTextInputWidget
+
+from accounts.models import ApiToken
+from bankcore.pages import BoundedAdmin, moment
+
+# The library's own table of keys is not used here, and Django's pages are shown in the style of the others.
+admin.site.unregister([library.APIKey, User, Group])
+
+
+@admin.register(User)
+class UserAdmin(DjangoUserAdmin, ModelAdmin):  # type: ignore[type-arg]
+    form = UserChangeForm
+    add_form = UserCreationForm
+    change_password_form = AdminPasswordChangeForm
+    show_full_result_count = False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """What a person did stays theirs: they are made inactive, not deleted."""
+        return False
+
+
+@admin.register(Group)
+class GroupAdmin(DjangoGroupAdmin, ModelAdmin):
+    show_full_result_count = False
+
+
+class ApiTokenForm(forms.ModelForm):  # type: ignore[type-arg]
+    scopes = forms.CharField(
+        required=False,
+        widget=UnfoldAdminTextInputWidget,
+        help_text="Words with spaces between, such as transfers:write.",
+    )
+
+    class Meta:
+        model = ApiToken
+        fields = ["name", "customer", "staff_user", "scopes", "expiry_date", "revoked"]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.initial["scopes"] = " ".join(self.instance.scopes or [])
+
+    def clean_scopes(self) -> list[str]:
+        return list(dict.fromkeys(self.cleaned_data["scopes"].split()))
+
+
+@admin.register(ApiToken)
+class ApiTokenAdmin(BoundedAdmin):
+    form = ApiTokenForm
+    list_display = ["name", "prefix", "customer", "staff_user", "shown_scopes", "state", "when"]
+    list_filter = ["revoked"]
+    list_select_related = ["customer", "staff_user"]
+    search_fields = ["prefix", "name", "customer"]
+    search_help_text = "The whole prefix or name of a token, or the id of its customer."
+    raw_id_fields = ["customer", "staff_user"]
+    fields = ["name", "prefix", "customer", "staff_user", "scopes", "expiry_date", "revoked", "when"]
+
+    def get_fields(self, request: HttpRequest, obj: ApiToken | None = None) -> list[str]:
+        return self.fields if obj else ["name", "customer", "staff_user", "scopes", "expiry_date"]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: ApiToken | None = None) -> list[str]:
+        # Revoking cannot be undone, and a token never changes whose it is.
+        once_revoked = ["name", "revoked", "expiry_date"] if obj and obj.revoked else []
+        return ["prefix", "when", *(["customer", "staff_user"] if obj else []), *once_revoked]
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Events name the token's client, so tokens are revoked and stay."""
+        return False
+
+    def save_model(self, request: HttpRequest, obj: ApiToken, form: Any, change: bool) -> None:
+        if not change:
+            # Kept on the request: it reaches the one page below, and no cookie, session or log.
+            request.made_token = ApiToken.objects.assign_key(obj)  # type: ignore[attr-defined]
+        super().save_model(request, obj, form, change)
+
+    def response_add(self, request: HttpRequest, obj: ApiToken, post_url_continue: str | None = None) -> HttpResponse:
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "The new token",
+            "opts": self.opts,
+            "token": request.made_token,  # type: ignore[attr-defined]
+            "api_token": obj,
+        }
+        return TemplateResponse(request, "accounts/token_made.html", context)
+
+    @display(description="scopes")
+    def shown_scopes(self, token: ApiToken) -> str:
+        return " ".join(token.scopes) or "–"
+
+    @display(description="state", label={"usable": "success", "revoked": "danger", "expired": "warning"})
+    def state(self, token: ApiToken) -> str:
+        if token.revoked:
+            return "revoked"
+        return "expired" if token.has_expired else "usable"
+
+    @display(description="made (UTC)")
+    def when(self, token: ApiToken) -> str:
+        return moment(token.created)

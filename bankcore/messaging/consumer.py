@@ -1,0 +1,37 @@
+"""A Celery consumer that loses nothing: a message it cannot read goes to the dead letters, and never ends the worker.
+
+Celery by itself acknowledges what it cannot decode and exits over some malformed headers.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from celery.worker.consumer import Consumer
+
+log = logging.getLogger(__name__)
+
+
+class GuardedConsumer(Consumer):
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        log.error("undecodable message on %s: %s", message.delivery_info.get("routing_key"), exc)
+        message.reject_log_error(log, self.connection_errors)
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        log.error("not a task message on %s", message.delivery_info.get("routing_key"))
+        message.reject_log_error(log, self.connection_errors)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def guarded(message: Any) -> Any:
+            try:
+                return handle(message)
+            except self.connection_errors:
+                raise
+            except Exception:
+                # Malformed headers reach this far; for one bad message the worker does not stop.
+                log.exception("malformed message on %s", message.delivery_info.get("routing_key"))
+                return message.reject_log_error(log, self.connection_errors)
+
+        return guarded

@@ -1,0 +1,21 @@
+"""Carry committed events to the broker."""
+
+import signal
+import threading
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from bankcore import metrics
+from bankcore.messaging.relay import Relay
+
+
+class Command(BaseCommand):
+    help = "Carry committed events to the broker. Start two: one is active, the other takes over. Ctrl-C stops cleanly."
+
+    def handle(self, **options: Any) -> None:
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        metrics.serve()
+        Relay(stop).run()

@@ -1,0 +1,57 @@
+"""Run a Celery worker for one role."""
+
+import os
+import socket
+from argparse import ArgumentParser
+from typing import Any
+
+from celery import current_app
+from celery.signals import worker_ready
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+
+from bankcore import metrics
+from bankcore.messaging.dead_letters import DeadLetterStep
+
+ROLES = {
+    # One process takes a partition's batches one after another, so solo: no pool between the queue and the work.
+    "risk": ["--pool", "solo"],
+    "posting": ["--pool", "solo"],
+    # Deliveries wait for others: threads.
+    "notifications": ["--pool", "threads", "--concurrency", "4"],
+    "maintenance": ["--pool", "solo", "--beat", "--schedule", os.devnull],
+}
+
+
+class Command(BaseCommand):
+    help = "Run a Celery worker for ROLE, with the queues, pool and prefetch that the role needs."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("role", choices=sorted(ROLES))
+        parser.add_argument("--index", type=int, default=0, metavar="I", help="which share of the partitions (from 0)")
+        parser.add_argument("--of", type=int, default=1, metavar="N", help="how many workers share the partitions")
+
+    def handle(self, *, role: str, index: int, of: int, **options: Any) -> None:
+        if not 0 <= index < of:
+            raise CommandError(f"--index counts from 0 and stays below --of: {index} of {of} is no share.")
+        queues = settings.TOPOLOGY.family_queues(role, index, of)
+        if not queues:
+            raise CommandError(f"{settings.PARTITIONS} partitions leave nothing for worker {index} of {of}.")
+        if role == "maintenance":
+            current_app.steps["consumer"].add(DeadLetterStep)
+        if role != "notifications":
+            # One long-lived connection; messaging.tasks drops it when it breaks.
+            current_app.conf["CELERY_DB_REUSE_MAX"] = 1_000_000
+        worker_ready.connect(lambda **_: metrics.serve(), weak=False)
+        name = f"{role}.{index}.{os.getpid()}@{socket.gethostname()}"
+        pool = [part if part != os.devnull else _schedule_file() for part in ROLES[role]]
+        current_app.worker_main(
+            ["worker", "--queues", ",".join(queues), "--hostname", name, "--without-gossip", "--without-mingle"]
+            + ["--loglevel", settings.LOGGING["root"]["level"], *pool]
+        )
+
+
+def _schedule_file() -> str:
+    folder = settings.BASE_DIR / ".bankcore"
+    folder.mkdir(exist_ok=True)
+    return str(folder / f"beat-{os.getpid()}")

@@ -1,0 +1,69 @@
+"""Events (outbox, timeline and audit feed in one table) and dead letters."""
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+
+
+class Event(models.Model):
+    """One fact, written in the transaction that made it true. What it says never changes; only its delivery does.
+
+    `published_at IS NULL` is what the relay still owes the broker. A retry is the same row made due again.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    type = models.CharField(max_length=64)
+    partition_key = models.CharField(max_length=64, help_text="Events of one key are delivered in order.")
+    subject = models.CharField(max_length=64, help_text="The id of what the event is about.")
+    data = models.JSONField(default=dict, db_default={})
+    request_id = models.CharField(max_length=64, blank=True, default="", db_default="")
+    actor = models.CharField(max_length=150, blank=True, default="", db_default="")
+    created_at = models.DateTimeField(db_default=Now())
+    due_at = models.DateTimeField(db_default=Now())
+    attempt = models.SmallIntegerField(default=0, db_default=0)
+    published_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [
+            models.Index(fields=["id"], condition=Q(published_at=None), name="event_outbox"),
+            models.Index(fields=["subject", "id"], name="event_subject"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.type} #{self.pk}"
+
+
+class DeadLetter(models.Model):
+    """Work that could not be done: a parked transfer (`subject` set) or a message nobody could handle (`body` set)."""
+
+    class State(models.TextChoices):
+        OPEN = "open"
+        REPLAYED = "replayed"
+        DISCARDED = "discarded"
+
+    id = models.BigAutoField(primary_key=True)
+    state = models.CharField(max_length=16, choices=State, default=State.OPEN, db_default=State.OPEN)
+    task = models.CharField(max_length=128, blank=True, default="")
+    queue = models.CharField(max_length=128, blank=True, default="")
+    subject = models.CharField(max_length=64, blank=True, default="", db_index=True)
+    cause = models.CharField(max_length=200, help_text="The kind of failure, short enough to count by.")
+    detail = models.TextField(blank=True, default="", help_text="The traceback, or what the broker said.")
+    attempts = models.IntegerField(default=0)
+    headers = models.JSONField(default=dict)
+    body = models.BinaryField(null=True, blank=True)
+    body_digest = models.CharField(max_length=64, blank=True, default="", help_text="SHA-256 of the body, in hex.")
+    created_at = models.DateTimeField(db_default=Now())
+    resolved_at = models.DateTimeField(null=True, blank=True)
+    resolved_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+    resolution = models.CharField(max_length=500, blank=True, default="")
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [models.Index(fields=["id"], condition=Q(state="open"), name="deadletter_open")]
+
+    def __str__(self) -> str:
+        return f"{self.cause} ({self.state})"

@@ -1,0 +1,180 @@
+"""The relay: carry committed events to the broker, in id order per queue, and mark them once the broker has them.
+
+One relay is active (it holds an advisory lock); others stand by and take over when its database session ends.
+"""
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+
+import psycopg
+from django.conf import settings
+from django.db import connection
+
+from bankcore import metrics
+from bankcore.messaging.broker import declare_topology
+from bankcore.messaging.publisher import Publisher, TaskMessage
+
+log = logging.getLogger(__name__)
+
+ACTIVE_LOCK = 7204
+# Held alone while the relay sleeps: writers that see it taken send a NOTIFY (migration 0002_append_only_and_wake).
+ASLEEP_LOCK = 7205
+EVENTS_MAX = 8000
+SLEEP_SECONDS_MAX = 1.0
+STANDBY_SECONDS = 1.0
+BUSY_SECONDS = 0.002
+BACKOFF_SECONDS_MAX = 5.0
+
+_DUE = """
+SELECT id, type, partition_key, subject FROM messaging_event
+ WHERE published_at IS NULL AND due_at <= clock_timestamp() ORDER BY id LIMIT %s
+"""
+_MARK = (
+    "UPDATE messaging_event SET published_at = clock_timestamp() WHERE id = ANY(%b::bigint[]) AND published_at IS NULL"
+)
+Row = tuple[int, str, str, str]
+
+
+class Relay:
+    """Run until `stop` is set. Survives the loss of the broker and of the database by reconnecting with backoff."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.stop = stop
+        self.publisher: Publisher | None = None
+
+    def run(self) -> None:
+        backoff = 0.1
+        while not self.stop.is_set():
+            try:
+                with self._database() as database:
+                    if not self._become_active(database):
+                        return
+                    log.info("relay is active")
+                    while not self.stop.is_set():
+                        self.step(database)
+                        backoff = 0.1
+            except psycopg.Error as error:
+                log.warning("database is away, trying again in %.1f s: %s", backoff, error)
+                self.stop.wait(backoff)
+                backoff = min(backoff * 2, BACKOFF_SECONDS_MAX)
+        self._drop_publisher()
+
+    def step(self, database: psycopg.Connection) -> None:
+        """Deliver what is due, or sleep until something may be."""
+        rows: list[Row] = database.execute(_DUE, (EVENTS_MAX,), prepare=True).fetchall()
+        if not rows:
+            self._sleep(database)
+            return
+        try:
+            unsent = self.deliver(database, rows)
+        except Exception as error:
+            # Whatever the broker did, nothing unconfirmed was marked: a new connection sends it again.
+            log.warning("broker is away or refuses, trying again: %s: %s", type(error).__name__, error)
+            self._drop_publisher()
+            metrics.retries.labels("relay", type(error).__name__).inc()
+            self.stop.wait(0.5)
+            return
+        if unsent:
+            # A full queue (reject-publish) or a missing one: wait a little, and make sure that the queues exist.
+            metrics.retries.labels("relay", "not_taken").inc()
+            self.stop.wait(0.2)
+            self._redeclare()
+
+    def deliver(self, database: psycopg.Connection, rows: Sequence[Row]) -> int:
+        """Publish the events and mark what the broker confirmed; return how many events it did not take.
+
+        Each wave holds at most one message per queue, and a queue that refused one gets nothing more this time: so a
+        failure cannot let later events of a partition overtake earlier ones.
+        """
+        # Events that no queue hears of (account.opened) are delivered by being there.
+        unrouted = [row[0] for row in rows if row[1] not in settings.TOPOLOGY_ROUTES]
+        if unrouted:
+            database.execute(_MARK, (unrouted,), prepare=True)
+        lanes = _lanes(rows)
+        waves = max((len(lane) for lane in lanes.values()), default=0)
+        refused: set[str] = set()
+        unsent = 0
+        for number in range(waves):
+            wave = [lane[number] for queue, lane in lanes.items() if len(lane) > number and queue not in refused]
+            taken = self._publisher().publish(wave)
+            if taken:
+                ids = [event_id for message in taken for event_id in message.event_ids]
+                database.execute(_MARK, (ids,), prepare=True)
+                metrics.published.labels("all").inc(len(ids))
+            taken_queues = {message.queue for message in taken}
+            for message in wave:
+                if message.queue not in taken_queues:
+                    refused.add(message.queue)
+                    unsent += len(message.event_ids)
+        return unsent
+
+    def _publisher(self) -> Publisher:
+        if self.publisher is None:
+            self.publisher = Publisher(settings.BROKER_URL, "bank")
+        return self.publisher
+
+    def _drop_publisher(self) -> None:
+        if self.publisher is not None:
+            self.publisher.close()
+            self.publisher = None
+
+    def _redeclare(self) -> None:
+        try:
+            declare_topology()
+        except Exception as error:
+            log.warning("cannot declare the topology: %s", error)
+
+    def _database(self) -> psycopg.Connection:
+        parameters = connection.get_connection_params()
+        for unwanted in ("cursor_factory", "context", "pool", "prepare_threshold", "server_side_binding"):
+            parameters.pop(unwanted, None)
+        return psycopg.connect(**parameters | {"application_name": "bankcore relay"}, autocommit=True)
+
+    def _become_active(self, database: psycopg.Connection) -> bool:
+        announced = False
+        while not self.stop.is_set():
+            if _scalar(database, "SELECT pg_try_advisory_lock(%s)", ACTIVE_LOCK):
+                database.execute("LISTEN bankcore_outbox")
+                return True
+            if not announced:
+                log.info("another relay is active, standing by")
+                announced = True
+            self.stop.wait(STANDBY_SECONDS)
+        return False
+
+    def _sleep(self, database: psycopg.Connection) -> None:
+        if not _scalar(database, "SELECT pg_try_advisory_lock(%s)", ASLEEP_LOCK):
+            # Someone is between writing an event and committing it, and will not notify: look again very soon.
+            self.stop.wait(BUSY_SECONDS)
+            return
+        try:
+            if not database.execute(_DUE, (1,), prepare=True).fetchone():
+                for _ in database.notifies(timeout=SLEEP_SECONDS_MAX, stop_after=1):
+                    break
+        finally:
+            database.execute("SELECT pg_advisory_unlock(%s)", (ASLEEP_LOCK,))
+
+
+def _lanes(rows: Sequence[Row]) -> dict[str, list[TaskMessage]]:
+    """Sort events into messages of at most MESSAGE_IDS_MAX ids, per queue, in id order."""
+    topology, routes, ids_max = settings.TOPOLOGY, settings.TOPOLOGY_ROUTES, settings.MESSAGE_IDS_MAX
+    lanes: dict[str, list[TaskMessage]] = defaultdict(list)
+    for event_id, event_type, partition_key, subject in rows:
+        route = routes.get(event_type)
+        if route is None:
+            continue
+        lane = lanes[topology.queue_of(route, partition_key)]
+        last = lane[-1] if lane else None
+        if last is None or len(last.ids) >= ids_max or last.task != route.task:
+            last = TaskMessage(queue=topology.queue_of(route, partition_key), task=route.task, ids=[], event_ids=[])
+            lane.append(last)
+        last.ids.append(subject if route.carries == "subject" else event_id)
+        last.event_ids.append(event_id)
+    return lanes
+
+
+def _scalar(database: psycopg.Connection, sql: str, *parameters: object) -> object:
+    row = database.execute(sql, parameters).fetchone()
+    return row[0] if row else None

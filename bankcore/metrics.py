@@ -1,0 +1,46 @@
+"""Every metric of the stack that a process counts itself; what the database knows is read by `bankcore.health`.
+
+Web runs in several processes and shares PROMETHEUS_MULTIPROC_DIR; each relay and worker is one process and serves its
+own numbers on METRICS_PORT. Prometheus adds them up.
+"""
+
+import logging
+from collections import Counter as Tally
+from collections.abc import Iterable
+
+from django.conf import settings
+from prometheus_client import Counter, Histogram, start_http_server
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_SIZES = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 10000)
+
+transfers = Counter("bankcore_transfers", "Transfers that reached a status.", ["status", "reason"])
+stage_seconds = Histogram(
+    "bankcore_stage_seconds",
+    "How long a stage took, waiting included (accept: the request).",
+    ["stage"],
+    buckets=_SECONDS,
+)
+batch_size = Histogram(
+    "bankcore_batch_size", "Transfers a stage handled in one transaction.", ["stage"], buckets=_SIZES
+)
+admission = Counter("bankcore_admission", "Answers at the door.", ["decision"])
+retries = Counter("bankcore_retries", "Work tried again.", ["stage", "cause"])
+notifications = Counter("bankcore_notifications", "Notifications by what became of them.", ["channel", "outcome"])
+published = Counter("bankcore_published_events", "Events the broker has confirmed.", ["family"])
+unroutable = Counter(
+    "bankcore_unroutable_messages", "Messages the broker returned because no queue wanted them.", ["queue"]
+)
+
+
+def count_transfers(outcomes: Iterable[tuple[str, str]]) -> None:
+    """Count (status, reason) pairs of one batch."""
+    for (status, reason), number in Tally(outcomes).items():
+        transfers.labels(status, reason).inc(number)
+
+
+def serve() -> None:
+    """Serve this process's metrics on METRICS_PORT of the loopback or METRICS_ADDRESS; 0 serves none."""
+    if settings.METRICS_PORT:
+        start_http_server(settings.METRICS_PORT, addr=settings.METRICS_ADDRESS)
+        logging.getLogger(__name__).info("metrics on %s:%s", settings.METRICS_ADDRESS, settings.METRICS_PORT)

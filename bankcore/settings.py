@@ -1,0 +1,201 @@
+"""Django's settings, read from the environment. Every variable may also be given as `<NAME>_FILE` (a file's content)."""
+
+import os
+from pathlib import Path
+
+import environ
+from django.core.management.utils import get_random_secret_key
+
+from bankcore.topology import ROUTES, Topology
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+env = environ.FileAwareEnv()
+# `make up` leaves the running stack's addresses here, so that `manage.py` commands find it without further words.
+_stack_env = Path(os.environ.get("BANKCORE_ENV_FILE", BASE_DIR / ".bankcore" / "env"))
+if _stack_env.is_file() and os.access(_stack_env, os.R_OK):
+    environ.Env.read_env(_stack_env, overwrite=False)
+
+DEBUG = env.bool("DEBUG", default=False)
+# Without a key of its own each process makes one up: safe, but admin sessions then end with the process.
+SECRET_KEY = env.str("SECRET_KEY", default="") or get_random_secret_key()
+SECRET_KEY_FALLBACKS = env.list("SECRET_KEY_FALLBACKS", default=[])
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["127.0.0.1", "localhost", "[::1]"])
+CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
+
+INSTALLED_APPS = [
+    "unfold",
+    "unfold.contrib.filters",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_prometheus",
+    "rest_framework",
+    "rest_framework_api_key",
+    "django_filters",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "bankcore.messaging",
+    "accounts",
+    "transfers",
+    "notifications",
+]
+
+MIDDLEWARE = [
+    "bankcore.logs.RequestIdMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "bankcore.urls"
+WSGI_APPLICATION = "bankcore.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+# -- PostgreSQL --------------------------------------------------------------------------------------------------------
+
+DATABASES = {"default": env.db_url("DATABASE_URL", default="postgres://bankcore@127.0.0.1:5432/bankcore")}
+# A statement or a wait for a lock ends before a worker's or a client's patience does (milliseconds).
+_session_limits = {
+    "statement_timeout": env.int("DATABASE_STATEMENT_TIMEOUT_MS", default=30_000),
+    "lock_timeout": env.int("DATABASE_LOCK_TIMEOUT_MS", default=10_000),
+    "idle_in_transaction_session_timeout": env.int("DATABASE_IDLE_TIMEOUT_MS", default=60_000),
+}
+DATABASES["default"] |= {
+    "CONN_MAX_AGE": None,
+    "OPTIONS": {
+        "application_name": env.str("APPLICATION_NAME", default="bankcore"),
+        "connect_timeout": 5,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "options": " ".join(f"-c {name}={value}" for name, value in _session_limits.items()),
+    },
+}
+# Threads that come and go (the notifications worker) share a pool; everything else keeps one connection per thread.
+if env.bool("DATABASE_POOL", default=False):
+    DATABASES["default"] |= {"CONN_MAX_AGE": 0}
+    DATABASES["default"]["OPTIONS"] |= {"pool": {"min_size": 1, "max_size": 16}}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# -- the pipeline ------------------------------------------------------------------------------------------------------
+
+BROKER_URL = env.str("BROKER_URL", default="amqp://guest:guest@127.0.0.1:5672//")
+REDIS_URL = env.str("REDIS_URL", default="redis://127.0.0.1:6379/0")
+PARTITIONS = env.int("PARTITIONS", default=4)
+MESSAGE_IDS_MAX = env.int("MESSAGE_IDS_MAX", default=500)
+TOPOLOGY = Topology(partitions=PARTITIONS)
+TOPOLOGY_ROUTES = ROUTES
+METRICS_PORT = env.int("METRICS_PORT", default=0)
+METRICS_ADDRESS = env.str("METRICS_ADDRESS", default="127.0.0.1")
+
+TASK_ATTEMPTS_MAX = env.int("TASK_ATTEMPTS_MAX", default=3)
+TASK_RETRY_SECONDS = env.float("TASK_RETRY_SECONDS", default=2.0)
+PAUSE_SECONDS_MAX = env.float("PAUSE_SECONDS_MAX", default=10.0)
+
+RISK_REVIEW_AMOUNT_MINOR = env.int("RISK_REVIEW_AMOUNT_MINOR", default=1_000_000)
+RISK_VELOCITY_COUNT = env.int("RISK_VELOCITY_COUNT", default=20_000)
+RISK_VELOCITY_WINDOW_SECONDS = env.int("RISK_VELOCITY_WINDOW_SECONDS", default=60)
+
+BATCH_TRANSFERS_MAX = env.int("BATCH_TRANSFERS_MAX", default=10_000)
+REQUEST_BYTES_MAX = env.int("REQUEST_BYTES_MAX", default=64 * 1024)
+BATCH_BYTES_MAX = env.int("BATCH_BYTES_MAX", default=8 * 1024 * 1024)
+DATA_UPLOAD_MAX_MEMORY_SIZE = BATCH_BYTES_MAX
+TOKEN_CACHE_SECONDS = env.float("TOKEN_CACHE_SECONDS", default=1.0)
+
+# -- API, pages, mail --------------------------------------------------------------------------------------------------
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["accounts.access.BearerAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["accounts.access.HasScope"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["bankcore.api.StrictJsonParser"],
+    "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
+    "DEFAULT_PAGINATION_CLASS": "bankcore.api.NewestFirst",
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "bankcore.api.problem_response",
+    "UNAUTHENTICATED_USER": None,
+    "COERCE_DECIMAL_TO_STRING": False,
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "bankcore",
+    "DESCRIPTION": "An asynchronous bank-transfer API: a transfer is durable when you get your 202, and posted soon after.",
+    "VERSION": "1.0.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_AUTHENTICATION": [],
+    "SERVE_PERMISSIONS": [],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+    "COMPONENT_SPLIT_REQUEST": True,
+}
+
+STATIC_URL = "/static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+# Assets come straight from the installed packages: no collectstatic step before the first page.
+WHITENOISE_USE_FINDERS = True
+LANGUAGE_CODE = "en-gb"
+TIME_ZONE = "UTC"
+USE_TZ = True
+EMAIL_CONFIG = env.email_url("EMAIL_URL", default="consolemail://")
+vars().update(EMAIL_CONFIG)
+EMAIL_TIMEOUT = 10
+DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="bankcore <no-reply@bankcore.invalid>")
+
+# -- security ----------------------------------------------------------------------------------------------------------
+
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_AGE = 8 * 3600
+# Behind TLS (anything but a loopback demo) set HTTPS=1: cookies, redirects and HSTS follow.
+HTTPS = env.bool("HTTPS", default=False)
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
+SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+# Addresses that may read /metrics; everyone else gets a 404.
+METRICS_ALLOW_FROM = env.list("METRICS_ALLOW_FROM", default=["127.0.0.0/8", "::1/128"])
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "filters": {"request_id": {"()": "bankcore.logs.RequestIdFilter"}},
+    "formatters": {"line": {"()": "bankcore.logs.OneLineFormatter"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["request_id"]}},
+    "root": {"handlers": ["stderr"], "level": env.str("LOG_LEVEL", default="INFO")},
+    "loggers": {"django.request": {"level": "ERROR"}, "amqp": {"level": "WARNING"}, "httpx": {"level": "WARNING"}},
+}
+
+UNFOLD = {
+    "SITE_TITLE": "bankcore",
+    "SITE_HEADER": "bankcore",
+    "SITE_SUBHEADER": "Transfers, ledger and desk",
+    "SHOW_HISTORY": True,
+    "SHOW_VIEW_ON_SITE": False,
+}

@@ -1,0 +1,106 @@
+"""Turn events into notifications: one per event, recipient and channel, however often the event is delivered."""
+
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+from django.db import transaction
+from django.utils import timezone
+
+from bankcore import metrics
+from bankcore.database import fetch_all
+from bankcore.messaging import outbox
+from bankcore.messaging.outbox import NewEvent
+from bankcore.money import format_minor
+from notifications.models import Channel, Notification, Subscription
+from transfers.events import TransferFact, load_facts
+
+PENDING = "notification.pending"
+_WORDS = {
+    "transfer.posted": "was made",
+    "transfer.rejected": "was refused",
+    "transfer.cancelled": "was cancelled",
+    "transfer.in_review": "is being reviewed",
+    "transfer.parked": "is delayed",
+}
+# The receiving side hears of money that came, and of nothing else.
+_RECEIVER_TYPES = frozenset({"transfer.posted"})
+
+
+@transaction.atomic
+def dispatch(event_ids: Iterable[int]) -> int:
+    """Write the notifications of these events and make those due that go out by other means; return how many are new.
+
+    In-app notifications are delivered by being there. Safe to repeat: the unique constraint keeps one of each.
+    """
+    facts = load_facts(event_ids)
+    wishes = _wishes(facts)
+    new = [
+        _compose(fact, wish, paying=customer == fact.debit_customer)
+        for fact in facts
+        for customer in _concerned(fact)
+        for wish in wishes.get(customer, ())
+    ]
+    if not new:
+        return 0
+    created = _insert(new)
+    outbox.record([_pending(n_id, recipient) for n_id, recipient, channel in created if channel != Channel.IN_APP])
+    in_app = sum(channel == Channel.IN_APP for _, _, channel in created)
+    transaction.on_commit(lambda: metrics.notifications.labels(Channel.IN_APP, "delivered").inc(in_app))
+    return len(created)
+
+
+def _concerned(fact: TransferFact) -> list[UUID]:
+    sides = [fact.debit_customer]
+    if fact.type in _RECEIVER_TYPES:
+        sides.append(fact.credit_customer)
+    return list(dict.fromkeys(side for side in sides if side is not None))
+
+
+def _wishes(facts: Sequence[TransferFact]) -> dict[UUID, list[Subscription]]:
+    customers = {customer for fact in facts for customer in _concerned(fact)}
+    wishes: dict[UUID, list[Subscription]] = {}
+    for subscription in Subscription.objects.filter(customer__in=customers):
+        wishes.setdefault(subscription.customer, []).append(subscription)
+    return wishes
+
+
+def _compose(fact: TransferFact, wish: Subscription, *, paying: bool) -> Notification:
+    amount = format_minor(fact.amount_minor, fact.currency)
+    what = f"Your transfer of {amount} {_WORDS.get(fact.type, 'changed')}" if paying else f"You received {amount}"
+    why = f"\nReason: {fact.reason.replace('_', ' ')}." if fact.reason else ""
+    for_what = f"\nReference: {fact.reference}" if fact.reference else ""
+    return Notification(
+        event=fact.event_id,
+        recipient=wish.customer,
+        channel=wish.channel,
+        address=wish.address,
+        transfer=fact.transfer,
+        title=f"{what}.",
+        text=f"{what}.{why}{for_what}\nTransfer: {fact.transfer}",
+    )
+
+
+_INSERT = """
+INSERT INTO notifications_notification
+       (event, recipient, channel, address, transfer, title, text, state, delivered_at)
+SELECT event, recipient, channel, address, transfer, title, text,
+       CASE channel WHEN 'in_app' THEN 'delivered' ELSE 'pending' END, CASE channel WHEN 'in_app' THEN %b::timestamptz END
+  FROM unnest(%b::bigint[], %b::uuid[], %b::text[], %b::text[], %b::uuid[], %b::text[], %b::text[])
+       AS n(event, recipient, channel, address, transfer, title, text)
+    ON CONFLICT (event, recipient, channel) DO NOTHING
+RETURNING id, recipient, channel
+"""
+
+
+def _insert(new: Sequence[Notification]) -> list[tuple[int, UUID, str]]:
+    columns = ("event", "recipient", "channel", "address", "transfer", "title", "text")
+    values = [[_plain(getattr(n, column)) for n in new] for column in columns]
+    return [(row[0], row[1], row[2]) for row in fetch_all(_INSERT, [timezone.now(), *values])]
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, str) else value
+
+
+def _pending(notification_id: int, recipient: UUID) -> NewEvent:
+    return NewEvent(type=PENDING, partition_key=str(recipient), subject=str(notification_id))

@@ -1,0 +1,61 @@
+"""The posting stage: move the money of approved transfers. The ledger decides; this stage records and announces."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from django.db import transaction
+from django.utils import timezone
+
+from accounts import ledger
+from bankcore import metrics
+from bankcore.messaging import outbox
+from transfers import events
+from transfers.states import Change, Claimed, Status, claim, move
+
+
+@transaction.atomic
+def post_transfers(transfer_ids: Sequence[UUID]) -> int:
+    """Move the money of approved transfers, in the order given, and announce each result; return how many ended.
+
+    Safe to repeat: transfers that are no longer approved are left alone, and the journal takes a reference once.
+    Locks the transfers, then every account they touch, each in id order.
+    """
+    claimed = claim(transfer_ids, status=[Status.APPROVED])
+    if not claimed:
+        return 0
+    live = [c for c in claimed if not c.expired]
+    outcomes = dict(zip((c.id for c in live), ledger.post([_movement(c) for c in live]), strict=True))
+    changes = [_change(c, outcomes.get(c.id, "expired")) for c in claimed]
+
+    # From here on every transfer has its answer: the entries are already written.
+    move(claimed, changes)
+    outbox.record(events.of_changes(claimed, changes))
+    transaction.on_commit(lambda: _measure(claimed, changes))
+    return len(claimed)
+
+
+def _movement(claimed: Claimed) -> ledger.Movement:
+    return ledger.Movement(
+        reference=f"transfer:{claimed.id}",
+        debit_account=claimed.debit_account,
+        credit_account=claimed.credit_account,
+        amount_minor=claimed.amount_minor,
+        currency=claimed.currency,
+    )
+
+
+def _change(claimed: Claimed, outcome: str) -> Change:
+    if outcome in (ledger.POSTED, ledger.ALREADY_POSTED):
+        return Change(claimed.id, Status.POSTED)
+    return Change(claimed.id, Status.REJECTED, outcome)
+
+
+def _measure(claimed: Sequence[Claimed], changes: Sequence[Change]) -> None:
+    now = timezone.now()
+    post, end_to_end = metrics.stage_seconds.labels("post").observe, metrics.stage_seconds.labels("end_to_end").observe
+    for transfer, change in zip(claimed, changes, strict=True):
+        post((now - transfer.updated_at).total_seconds())
+        if change.status is Status.POSTED:
+            end_to_end((now - transfer.created_at).total_seconds())
+    metrics.batch_size.labels("post").observe(len(claimed))
+    metrics.count_transfers((str(change.status), change.reason) for change in changes)

@@ -1,0 +1,68 @@
+"""The risk stage: accepted transfers become approved, in review, or rejected. A doubtful one is held, never waved on."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from bankcore import metrics
+from bankcore.messaging import outbox
+from transfers import events
+from transfers.models import Review
+from transfers.risk import facts
+from transfers.risk.rules import Limits, Outcome, assess
+from transfers.states import Change, Claimed, Status, claim, move
+
+
+@transaction.atomic
+def check_risk(transfer_ids: Sequence[UUID]) -> int:
+    """Screen accepted transfers and announce each result; return how many were screened.
+
+    Safe to repeat: transfers that are no longer waiting for screening are left alone. Locks the transfers.
+    """
+    claimed = claim(transfer_ids, status=[Status.ACCEPTED, Status.SCHEDULED])
+    if not claimed:
+        return 0
+    limits = Limits(settings.RISK_REVIEW_AMOUNT_MINOR, settings.RISK_VELOCITY_COUNT)
+    assessed = [assess(known, limits) for known in facts.load(claimed)]
+    changes = [_change(c, outcome) for c, (outcome, _) in zip(claimed, assessed, strict=True)]
+
+    move(claimed, changes)
+    _open_reviews(changes, [reasons for _, reasons in assessed])
+    outbox.record(
+        [
+            events.of_change(c, change, notes=reasons)
+            for c, change, (_, reasons) in zip(claimed, changes, assessed, strict=True)
+        ]
+    )
+    transaction.on_commit(lambda: _measure(claimed, changes))
+    return len(claimed)
+
+
+def _change(claimed: Claimed, outcome: Outcome) -> Change:
+    if claimed.expired:
+        return Change(claimed.id, Status.REJECTED, "expired")
+    if outcome is Outcome.DENY:
+        return Change(claimed.id, Status.REJECTED, "risk_denied")
+    if outcome is Outcome.REVIEW:
+        return Change(claimed.id, Status.IN_REVIEW)
+    return Change(claimed.id, Status.APPROVED)
+
+
+def _open_reviews(changes: Sequence[Change], reasons: Sequence[list[str]]) -> None:
+    Review.objects.bulk_create(
+        Review(transfer_id=change.id, reasons=why)
+        for change, why in zip(changes, reasons, strict=True)
+        if change.status is Status.IN_REVIEW
+    )
+
+
+def _measure(claimed: Sequence[Claimed], changes: Sequence[Change]) -> None:
+    now = timezone.now()
+    observe = metrics.stage_seconds.labels("risk").observe
+    for transfer in claimed:
+        observe((now - transfer.created_at).total_seconds())
+    metrics.batch_size.labels("risk").observe(len(claimed))
+    metrics.count_transfers((str(change.status), change.reason) for change in changes)

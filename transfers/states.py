@@ -1,0 +1,111 @@
+"""The states of a transfer and the only way from one to the next: guarded set-wise updates."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.db import models
+
+from bankcore.database import execute, fetch_all
+
+
+class Status(models.TextChoices):
+    SCHEDULED = "scheduled"
+    ACCEPTED = "accepted"
+    IN_REVIEW = "in_review"
+    APPROVED = "approved"
+    POSTED = "posted"
+    REJECTED = "rejected"
+    CANCELLED = "cancelled"
+    PARKED = "parked"
+
+
+# Enforced here by guards and in the database by a trigger (migration 0002), which a test compares with this table.
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    Status.SCHEDULED: frozenset({Status.IN_REVIEW, Status.APPROVED, Status.REJECTED, Status.CANCELLED, Status.PARKED}),
+    Status.ACCEPTED: frozenset({Status.IN_REVIEW, Status.APPROVED, Status.REJECTED, Status.CANCELLED, Status.PARKED}),
+    Status.IN_REVIEW: frozenset({Status.APPROVED, Status.REJECTED, Status.CANCELLED}),
+    Status.APPROVED: frozenset({Status.POSTED, Status.REJECTED, Status.CANCELLED, Status.PARKED}),
+    Status.PARKED: frozenset({Status.ACCEPTED, Status.APPROVED, Status.REJECTED, Status.CANCELLED}),
+    Status.POSTED: frozenset(),
+    Status.REJECTED: frozenset(),
+    Status.CANCELLED: frozenset(),
+}
+END_STATES = frozenset({Status.POSTED, Status.REJECTED, Status.CANCELLED})
+WAITING_ROOMS = frozenset({Status.IN_REVIEW, Status.PARKED, Status.SCHEDULED})
+
+
+class Claimed(NamedTuple):
+    """What a stage needs to know of a transfer it has locked."""
+
+    id: UUID
+    status: str
+    debit_account: UUID
+    credit_account: UUID
+    amount_minor: int
+    currency: str
+    created_at: Any
+    updated_at: Any
+    expired: bool
+    request_id: str
+
+
+class Change(NamedTuple):
+    """One transfer's next status, and the reason where there is one."""
+
+    id: UUID
+    status: Status
+    reason: str = ""
+
+
+_CLAIM = """
+SELECT id, status, debit_account_id, credit_account_id, amount_minor, currency, created_at, updated_at,
+       coalesce(expires_at < statement_timestamp(), false), request_id
+  FROM transfers_transfer
+ WHERE id = ANY(%b::uuid[]) AND status = ANY(%b::text[])
+ ORDER BY id
+   FOR NO KEY UPDATE
+"""
+
+
+def claim(transfer_ids: Iterable[UUID], *, status: Sequence[Status]) -> list[Claimed]:
+    """Lock the transfers that are in one of these states, in id order, and return them in the order asked for.
+
+    A transfer in another state has been handled by an earlier delivery: it is left out, so that repeating does nothing.
+    """
+    order = list(dict.fromkeys(transfer_ids))
+    rows = fetch_all(_CLAIM, (order, [str(s) for s in status]))
+    found = {row[0]: Claimed._make(row) for row in rows}
+    return [found[transfer_id] for transfer_id in order if transfer_id in found]
+
+
+_MOVE = """
+UPDATE transfers_transfer AS t
+   SET status = c.status, status_reason = c.reason, updated_at = statement_timestamp(),
+       posted_at = CASE WHEN c.status = 'posted' THEN statement_timestamp() END
+  FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::text[]) AS c(id, was, status, reason)
+ WHERE t.id = c.id AND t.status = c.was
+"""
+
+
+class MovedMeanwhile(Exception):
+    """A transfer changed state between claim and move: the lock was not held. A bug, never a race to tolerate."""
+
+
+def move(claimed: Sequence[Claimed], changes: Sequence[Change]) -> None:
+    """Write the next status of claimed transfers (same order, same length), one statement for all of them.
+
+    Raises:
+        MovedMeanwhile: not every transfer was still in the status it was claimed in.
+    """
+    moved = execute(
+        _MOVE,
+        (
+            [c.id for c in changes],
+            [c.status for c in claimed],
+            [str(c.status) for c in changes],
+            [c.reason for c in changes],
+        ),
+    )
+    if moved != len(claimed):
+        raise MovedMeanwhile(f"{moved} of {len(claimed)} transfers were moved")
