@@ -21,12 +21,13 @@ from typing import Any
 
 from rich.console import Console
 
-from compose import bench_naive, bench_pgbench, local
+from compose import bench_naive, local
 from compose.bench_bankcore import Bankcore
 from compose.bench_databases import scratch_database
-from compose.bench_pgbench import YardstickUnavailable
+from compose.bench_pgbench import Yardstick, YardstickUnavailable, find_pgbench
 from compose.bench_report import machine_facts, print_table, save, settle, verdicts
 from compose.client import Target
+from compose.instance import StackError
 from compose.stack_commands import ROOT, seed_demo
 
 ACCOUNTS = 10_000
@@ -66,8 +67,8 @@ class Bench:
 
     size: Size
     console: Console
-    pgbench_url: str | None
-    naive: Target
+    pgbench: Yardstick | None
+    naive: list[Target]
     bankcore: Bankcore
     random: Random
 
@@ -90,9 +91,7 @@ class Bench:
         return found
 
     def _pgbench(self) -> float | None:
-        if self.pgbench_url is None:
-            return None
-        return bench_pgbench.measure(self.pgbench_url, seconds=self.size.pgbench_seconds)
+        return self.pgbench.measure(seconds=self.size.pgbench_seconds) if self.pgbench else None
 
     def _naive(self, *, hot: bool) -> dict[str, float | None]:
         rate = bench_naive.measure(self.naive, hot=hot, seconds=self.size.naive_seconds, random=self.random)
@@ -114,6 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("Interrupted. Everything that the benchmark had started has been stopped.")
         return INTERRUPTED
+    except StackError as error:
+        console.print(f"The stack did not come up. {error}", style="red", markup=False, highlight=False)
+        return 1
     print(json.dumps(result), flush=True)
     return 0
 
@@ -146,28 +148,29 @@ def run(size: Size, console: Console, *, seed: int) -> dict[str, Any]:
 def _prepare(everything: ExitStack, stack: Mapping[str, Any], size: Size, console: Console, random: Random) -> Bench:
     console.print("Preparing the three databases.", highlight=False)
     naive_url = everything.enter_context(scratch_database(stack["database_url"], "bankcore_bench_naive"))
-    naive = everything.enter_context(bench_naive.naive_server(naive_url, log=Path(stack["logs"]) / "naive.log"))
+    naive = everything.enter_context(bench_naive.naive_servers(naive_url, logs=Path(stack["logs"])))
     seeded = seed_demo(stack, accounts=ACCOUNTS, opening_minor=OPENING_MINOR)
     return Bench(
         size=size,
         console=console,
-        pgbench_url=_prepare_pgbench(everything, stack["database_url"], size, console),
+        pgbench=_prepare_pgbench(everything, stack, size, console),
         naive=naive,
         bankcore=everything.enter_context(closing(Bankcore(stack, seeded, random))),
         random=random,
     )
 
 
-def _prepare_pgbench(everything: ExitStack, database_url: str, size: Size, console: Console) -> str | None:
+def _prepare_pgbench(everything: ExitStack, stack: Mapping[str, Any], size: Size, console: Console) -> Yardstick | None:
     """Fill pgbench's database; without pgbench everything else is still measured, and what needs it stays red."""
     try:
-        bench_pgbench.find_pgbench()
+        program = find_pgbench(stack["server_pids"].get("postgresql", ()))
     except YardstickUnavailable as reason:
         console.print(f"pgbench is left out: {reason}", style="red", highlight=False, soft_wrap=True)
         return None
-    url = everything.enter_context(scratch_database(database_url, "bankcore_bench_pgbench"))
-    bench_pgbench.prepare(url, scale=size.pgbench_scale)
-    return url
+    url = everything.enter_context(scratch_database(stack["database_url"], "bankcore_bench_pgbench"))
+    yardstick = Yardstick(program, url)
+    yardstick.prepare(scale=size.pgbench_scale)
+    return yardstick
 
 
 def _print_profile(console: Console, profile: Mapping[str, float]) -> None:
