@@ -65,7 +65,8 @@ CHECKS = {
           FROM accounts_account a LEFT JOIN accounts_journalline l ON l.account_id = a.id
          GROUP BY a.id HAVING a.lines <> count(l.id) OR coalesce(max(l.number), 0) <> count(l.id)""",
     "running_balance_broken": f"""
-        SELECT id::text, format('account %%s, line %%s says %%s, running sum is %%s', account_id, number, after, running)
+        SELECT id::text,
+               format('account %%s, line %%s says %%s, running sum is %%s', account_id, number, after, running)
           FROM (SELECT l.id, l.account_id, l.number, l.balance_after_minor AS after,
                        sum({_SIGNED}) OVER (PARTITION BY l.account_id ORDER BY l.number) AS running
                   FROM accounts_journalline l) r
@@ -80,7 +81,7 @@ CHECKS = {
 def prove(
     checks: dict[str, str] | None = None, progress: Callable[[str], None] = lambda name: None, keep: bool = True
 ) -> Result:
-    """Run every check on one snapshot, record the result, and return it. Takes no lock; a few seconds per million lines.
+    """Run every check on one snapshot, record the result and return it. Takes no lock; seconds per million lines.
 
     `checks` are further name -> SQL pairs from floors above (transfers against journal).
     """

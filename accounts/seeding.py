@@ -1,4 +1,4 @@
-"""Make customers with funded accounts for a demo, a test or a benchmark. The money comes from the bank's own account."""
+"""Make customers with funded accounts for a demo, a test or a benchmark. The money is the bank's own."""
 
 from uuid import UUID
 

@@ -1,4 +1,4 @@
-"""The Celery application: how tasks travel. Routes and queues are in topology.py, failure handling in messaging/tasks.py."""
+"""The Celery application: how tasks travel. Queues are in topology.py, failure handling in messaging/tasks.py."""
 
 import os
 from typing import Any

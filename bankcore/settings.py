@@ -92,10 +92,6 @@ DATABASES["default"] |= {
         "options": " ".join(f"-c {name}={value}" for name, value in _session_limits.items()),
     },
 }
-# Threads that come and go (the notifications worker) share a pool; everything else keeps one connection per thread.
-if env.bool("DATABASE_POOL", default=False):
-    DATABASES["default"] |= {"CONN_MAX_AGE": 0}
-    DATABASES["default"]["OPTIONS"] |= {"pool": {"min_size": 1, "max_size": 16}}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # -- the pipeline ------------------------------------------------------------------------------------------------------
@@ -198,4 +194,6 @@ UNFOLD = {
     "SITE_SUBHEADER": "Transfers, ledger and desk",
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": False,
+    "SIDEBAR": {"navigation": "transfers.admin.desk.navigation"},
+    "DASHBOARD_CALLBACK": "transfers.admin.desk.dashboard",
 }

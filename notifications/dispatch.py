@@ -84,7 +84,8 @@ _INSERT = """
 INSERT INTO notifications_notification
        (event, recipient, channel, address, transfer, title, text, state, delivered_at)
 SELECT event, recipient, channel, address, transfer, title, text,
-       CASE channel WHEN 'in_app' THEN 'delivered' ELSE 'pending' END, CASE channel WHEN 'in_app' THEN %b::timestamptz END
+       CASE channel WHEN 'in_app' THEN 'delivered' ELSE 'pending' END,
+       CASE channel WHEN 'in_app' THEN %b::timestamptz END
   FROM unnest(%b::bigint[], %b::uuid[], %b::text[], %b::text[], %b::uuid[], %b::text[], %b::text[])
        AS n(event, recipient, channel, address, transfer, title, text)
     ON CONFLICT (event, recipient, channel) DO NOTHING

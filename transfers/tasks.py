@@ -41,6 +41,7 @@ def post_transfers_task(transfer_ids: list[str]) -> None:
     post_transfers([UUID(transfer_id) for transfer_id in transfer_ids])
 
 
-@shared_task(name="transfers.prove_books", ignore_result=True)
+# Acknowledged before it runs: a proof that failed is made up for by the next one, and is no dead letter.
+@shared_task(name="transfers.prove_books", acks_late=False)
 def prove_books_task() -> None:
     prove()

@@ -78,12 +78,12 @@ BEGIN
         SELECT id, posted_minor, held_minor, limit_minor, lines, status, currency
           FROM accounts_account WHERE id = ANY(account_ids) ORDER BY id FOR NO KEY UPDATE
     )
-    SELECT array_agg(l.posted_minor ORDER BY u.i), array_agg(l.held_minor ORDER BY u.i),
-           array_agg(-l.limit_minor ORDER BY u.i), array_agg(l.lines ORDER BY u.i),
-           array_agg(l.status ORDER BY u.i), array_agg(l.currency ORDER BY u.i), array_agg(false)
+    SELECT array_agg(posted_minor ORDER BY id), array_agg(held_minor ORDER BY id), array_agg(-limit_minor ORDER BY id),
+           array_agg(lines ORDER BY id), array_agg(status ORDER BY id), array_agg(currency ORDER BY id),
+           array_agg(false)
       INTO balance, held, floor_minor, line_number, stat, cur, touched
-      FROM locked l JOIN unnest(account_ids) WITH ORDINALITY AS u(id, i) USING (id);
-    -- Accounts nobody knows leave a gap: the caller's indexes would point at others.
+      FROM locked;
+    -- Accounts nobody knows leave a gap, and the caller's indexes would point at others: look each up, locked as it is.
     IF coalesce(array_length(balance, 1), 0) <> coalesce(array_length(account_ids, 1), 0) THEN
         SELECT array_agg(l.posted_minor ORDER BY u.i), array_agg(l.held_minor ORDER BY u.i),
                array_agg(-l.limit_minor ORDER BY u.i), array_agg(l.lines ORDER BY u.i),

@@ -57,7 +57,7 @@ def _plain(value: Any) -> Any:
 
 
 class DeadLetterStep(bootsteps.ConsumerStep):
-    """Lets the maintenance worker read the dead-letter queue beside its tasks: each message becomes a row, then is acked."""
+    """Lets the maintenance worker read the dead-letter queue beside its tasks: each message becomes a row."""
 
     requires = ("celery.worker.consumer:Connection",)
 

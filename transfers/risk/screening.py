@@ -1,4 +1,4 @@
-"""The risk stage: accepted transfers become approved, in review, or rejected. A doubtful one is held, never waved on."""
+"""The risk stage: accepted transfers become approved, in review, or rejected. A doubtful one is held."""
 
 from collections.abc import Sequence
 from uuid import UUID

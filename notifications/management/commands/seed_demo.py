@@ -4,9 +4,9 @@ import json as json_format
 from argparse import ArgumentParser
 from typing import Any
 
-from accounts.access import SCOPES
 from django.core.management.base import BaseCommand, CommandError
 
+from accounts.access import SCOPES
 from accounts.models import ApiToken
 from accounts.seeding import seed_accounts
 from bankcore.money import AMOUNT_MINOR_MAX, format_minor, is_currency

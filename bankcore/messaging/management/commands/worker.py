@@ -19,7 +19,8 @@ ROLES = {
     "posting": ["--pool", "solo"],
     # Deliveries wait for others: threads.
     "notifications": ["--pool", "threads", "--concurrency", "4"],
-    "maintenance": ["--pool", "solo", "--beat", "--schedule", os.devnull],
+    # Beat lives in this worker; its schedule is code, so it keeps no file.
+    "maintenance": ["--pool", "solo", "--beat", "--scheduler", "celery.beat:Scheduler"],
 }
 
 
@@ -39,19 +40,12 @@ class Command(BaseCommand):
             raise CommandError(f"{settings.PARTITIONS} partitions leave nothing for worker {index} of {of}.")
         if role == "maintenance":
             current_app.steps["consumer"].add(DeadLetterStep)
-        if role != "notifications":
-            # One long-lived connection; messaging.tasks drops it when it breaks.
-            current_app.conf["CELERY_DB_REUSE_MAX"] = 1_000_000
+        else:
+            # Each thread keeps its database connection from task to task; messaging.tasks drops it when it breaks.
+            current_app.conf["CELERY_DB_REUSE_MAX"] = 1_000_000_000
         worker_ready.connect(lambda **_: metrics.serve(), weak=False)
         name = f"{role}.{index}.{os.getpid()}@{socket.gethostname()}"
-        pool = [part if part != os.devnull else _schedule_file() for part in ROLES[role]]
         current_app.worker_main(
             ["worker", "--queues", ",".join(queues), "--hostname", name, "--without-gossip", "--without-mingle"]
-            + ["--loglevel", settings.LOGGING["root"]["level"], *pool]
+            + ["--loglevel", settings.LOGGING["root"]["level"], *ROLES[role]]
         )
-
-
-def _schedule_file() -> str:
-    folder = settings.BASE_DIR / ".bankcore"
-    folder.mkdir(exist_ok=True)
-    return str(folder / f"beat-{os.getpid()}")
