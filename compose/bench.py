@@ -22,18 +22,20 @@ from typing import Any
 from rich.console import Console
 
 from compose import bench_naive, local
-from compose.bench_bankcore import Bankcore
+from compose.bench_bankcore import Bankcore, StillUnderwayError
 from compose.bench_databases import scratch_database
+from compose.bench_naive import NaiveServerFailed
 from compose.bench_pgbench import Yardstick, YardstickUnavailable, find_pgbench
 from compose.bench_report import machine_facts, print_table, save, settle, verdicts
 from compose.client import Target
 from compose.instance import StackError
-from compose.stack_commands import ROOT, seed_demo
+from compose.stack_commands import ROOT, CommandFailed, seed_demo
 
 ACCOUNTS = 10_000
 OPENING_MINOR = 10**11
 ACCEPT_SHARE = 0.5
 INTERRUPTED = 130
+FAILURES = (StackError, CommandFailed, NaiveServerFailed, StillUnderwayError, YardstickUnavailable)
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("Interrupted. Everything that the benchmark had started has been stopped.")
         return INTERRUPTED
-    except StackError as error:
-        console.print(f"The stack did not come up. {error}", style="red", markup=False, highlight=False)
+    except FAILURES as error:
+        console.print(f"The benchmark failed. {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     print(json.dumps(result), flush=True)
     return 0
@@ -128,16 +130,16 @@ def run(size: Size, console: Console, *, seed: int) -> dict[str, Any]:
         bench = _prepare(everything, stack, size, console, Random(seed))
         bench.bankcore.warm_up(size.warm_up_seconds)
         rounds = [bench.round(number) for number in range(1, size.rounds + 1)]
-        profile = bench.bankcore.shares
+        profiles = bench.bankcore.profiles
     values = settle(rounds)
     console.print()
     print_table(console, values, rounds=size.rounds)
-    _print_profile(console, profile)
+    _print_profiles(console, profiles)
     result = {
         **values,
         "verdicts": verdicts(values),
         "rounds": size.rounds,
-        "profile_of_batches_percent": profile,
+        "processors_percent": profiles,
         "machine": machine | {"database": stack["database"], "broker": stack["broker"]},
     }
     kept = save({**result, "measured": rounds}, ROOT / ".bankcore" / "bench")
@@ -173,11 +175,12 @@ def _prepare_pgbench(everything: ExitStack, stack: Mapping[str, Any], size: Size
     return yardstick
 
 
-def _print_profile(console: Console, profile: Mapping[str, float]) -> None:
-    """What limits the batches: who used the processors meanwhile."""
-    if profile:
-        shares = ", ".join(f"{role} {share:g} %" for role, share in profile.items() if share >= 1.0)
-        console.print(f"Processors during the batches: {shares}.", highlight=False)
+def _print_profiles(console: Console, profiles: Mapping[str, Mapping[str, float]]) -> None:
+    """What limits bankcore: who used the processors while it was measured (100 % is all of them)."""
+    for load, profile in profiles.items():
+        if profile:
+            shares = ", ".join(f"{role} {share:g} %" for role, share in profile.items() if share >= 1.0)
+            console.print(f"Processors during the {load}: {shares}.", highlight=False, soft_wrap=True)
 
 
 def _parser() -> argparse.ArgumentParser:

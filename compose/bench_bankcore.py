@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from random import Random
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 
@@ -21,6 +22,7 @@ from compose.client import Connection, Load, Target, drive, percentile
 from compose.stack_commands import Seeded
 
 ACCEPTED = 202
+READ_ONLY = "-c default_transaction_read_only=on"
 CLIENTS = 32
 BATCH_CLIENTS = 2
 BATCH_ROWS = 2_000
@@ -62,10 +64,12 @@ class Bankcore:
         self._accounts = [account.encode() for account in seeded.accounts]
         self._currency = seeded.currency.encode()
         self._random = random
-        self._keys = (b"bench-%d-%d" % (random.getrandbits(64), number) for number in itertools.count())
-        self._database = psycopg.connect(stack["database_url"], autocommit=True)
-        self.profile = Profile(stack)
-        self.shares: dict[str, float] = {}
+        # Never drawn from the seed: a repeated run must not repeat the keys of an earlier one.
+        run = uuid4().hex
+        self._keys = (f"bench-{run}-{number}" for number in itertools.count())
+        self._database = psycopg.connect(stack["database_url"], autocommit=True, options=READ_ONLY)
+        self._profile = Profile(stack)
+        self.profiles: dict[str, dict[str, float]] = {}
 
     def close(self) -> None:
         self._database.close()
@@ -100,13 +104,13 @@ class Bankcore:
     def measure_batches(self, *, transfers: int) -> dict[str, float | None]:
         """Send batches as fast as they are taken, and wait until the last of their transfers was posted."""
         bodies = [self._batch() for _ in range(transfers // BATCH_ROWS)]
-        self.profile.start()
+        self._profile.start()
         since = self._now()
         load = drive(
             self._target, iter(bodies), clients=BATCH_CLIENTS, seconds=BATCH_SECONDS_MAX, wanted=ACCEPTED
         )  # fmt: skip
         per_second = self._posted_per_second(since, expected=load.done * BATCH_ROWS)
-        self.shares = self.profile.shares()
+        self.profiles["batches"] = self._profile.shares()
         self._await_quiet()
         return {"end_to_end_tps": per_second, "batch_accept_ms": load.percentile_ms(50)}
 
@@ -140,9 +144,11 @@ class Bankcore:
         raise StillUnderwayError(f"transfer {transfer_id} was not posted")
 
     def _push(self, *, seconds: float, hot: bool) -> tuple[Load, float]:
+        self._profile.start()
         since = self._now()
         load = drive(self._target, self._singles(hot=hot), clients=CLIENTS, seconds=seconds, wanted=ACCEPTED)
         per_second = self._posted_per_second(since, expected=load.done)
+        self.profiles["singles to a hot account" if hot else "singles"] = self._profile.shares()
         self._await_quiet()
         return load, per_second
 
@@ -182,12 +188,12 @@ class Bankcore:
 
     def _singles(self, *, hot: bool) -> Iterator[bytes]:
         while True:
-            key = (("Idempotency-Key", next(self._keys).decode()),)
+            key = (("Idempotency-Key", next(self._keys)),)
             yield self._target.post("/api/v1/transfers", self._transfer(hot=hot), key)
 
     def _batch(self) -> bytes:
         rows = b",".join(self._transfer(hot=False) for _ in range(BATCH_ROWS))
-        key = (("Idempotency-Key", next(self._keys).decode()),)
+        key = (("Idempotency-Key", next(self._keys)),)
         return self._target.post("/api/v1/batches", b'{"atomic":false,"transfers":[%s]}' % rows, key)
 
     def _transfer(self, *, hot: bool) -> bytes:

@@ -22,16 +22,17 @@ from rich.console import Console
 
 from compose import local
 from compose.demo_progress import Watcher
-from compose.demo_sender import Record, Sender
+from compose.demo_sender import Record, Sender, Unanswered
 from compose.demo_summary import print_summary
 from compose.demo_verdict import Verdict, examine
 from compose.demo_workload import Kind, Workload
 from compose.instance import StackError
-from compose.stack_commands import Books, prove_books, review_amount_minor, seed_demo
+from compose.stack_commands import Books, CommandFailed, prove_books, review_amount_minor, seed_demo
 
 QUIET_SECONDS_MAX = 90.0
 WAIT_SECONDS_MAX = 1_800.0
 INTERRUPTED = 130
+FAILURES = (StackError, CommandFailed, Unanswered)
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("Interrupted. Everything that the demo had started has been stopped.")
         return INTERRUPTED
-    except StackError as error:
-        console.print(f"The stack did not come up. {error}", style="red", markup=False, highlight=False)
+    except FAILURES as error:
+        console.print(f"The demo failed. {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     print_summary(console, outcome.as_json(), outcome.record, outcome.verdict, outcome.books)
     print(json.dumps(outcome.as_json()), flush=True)
