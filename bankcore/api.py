@@ -2,30 +2,53 @@
 
 import json
 import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
+import psycopg
+from django.db import InterfaceError, OperationalError
+from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
+from django.views import defaults
+from pydantic import BaseModel, ValidationError
+from rest_framework import exceptions
+from rest_framework.parsers import JSONParser
 
-from bankcore.errors import MalformedJson, PayloadTooLarge
+# REST framework finds the pages here (settings.REST_FRAMEWORK).
+from bankcore.cursors import NewestFirst as NewestFirst
+from bankcore.errors import BankError, FieldError, Invalid, MalformedJson, NotFound, PayloadTooLarge, Unavailable
+from bankcore.logs import current_request_id
+from bankcore.wire import json_response
 
 log = logging.getLogger(__name__)
 Body = TypeVar("Body", bound=BaseModel)
 PROBLEM_JSON = "application/problem+json"
+ERRORS_MAX = 1000
+UNAVAILABLE_RETRY_SECONDS = 2
 
 
 # -- in ----------------------------------------------------------------------------------------------------------------
 
 
-def read_body(request: Any, bytes_max: int) -> bytes:
+def read_body(request: Any, bytes_max: int, *, content_types: Sequence[str] = ("application/json",)) -> bytes:
     """Read the request's body, refusing one that is larger than `bytes_max` before it is in memory.
 
     Raises:
         PayloadTooLarge: the body is larger.
+        UnsupportedMediaType: it is of another type, or compressed.
     """
+    media_type, _, parameters = request.META.get("CONTENT_TYPE", "").partition(";")
+    charset = parameters.strip().lower().replace('"', "")
+    plain = request.META.get("HTTP_CONTENT_ENCODING", "identity").lower() == "identity"
+    if media_type.strip().lower() not in content_types or charset not in ("", "charset=utf-8") or not plain:
+        raise exceptions.UnsupportedMediaType(media_type[:100], "Send " + " or ".join(content_types) + " in UTF-8.")
     length = request.META.get("CONTENT_LENGTH") or "0"
-    if not length.isdigit() or int(length) > bytes_max:
+    if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > bytes_max:
         raise PayloadTooLarge(f"At most {bytes_max:,} bytes are read here.")
-    return request.read(bytes_max)
+    try:
+        return request.read(bytes_max)
+    except UnreadablePostError as error:
+        raise MalformedJson("The body broke off.") from error
 
 
 def parse_json(body: bytes) -> Any:
@@ -36,13 +59,200 @@ def parse_json(body: bytes) -> Any:
     """
     try:
         text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MalformedJson("The body is not UTF-8.") from error
+    try:
         parsed = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise MalformedJson("The body nests too deep.") from error
+    except ValueError as error:
         raise MalformedJson(str(error)[:200]) from error
-    if "\\" in text:
-        _check_text(text)
+    # Raw bytes cannot carry NUL or a surrogate this far; only an escape can.
+    if "\\u" in text:
+        _check_text(parsed)
     return parsed
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
+    raise ValueError(f"{name} is not a JSON number.")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        raise ValueError("An object uses a key twice.")
+    return unique
+
+
+def _check_text(parsed: Any) -> None:
+    waiting = [parsed]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting.extend(value)
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
+        elif isinstance(value, str) and ("\0" in value or any("\ud800" <= char <= "\udfff" for char in value)):
+            raise MalformedJson("A string holds NUL or a lone surrogate.")
+
+
+def read_model(request: Any, model: type[Body], bytes_max: int) -> Body:
+    """Read, parse and validate a body.
+
+    Raises:
+        Invalid: with every place that is wrong.
+    """
+    try:
+        return model.model_validate(parse_json(read_body(request, bytes_max)))
+    except ValidationError as error:
+        raise Invalid(errors=field_errors(error)) from error
+
+
+_CODES = {"missing": "required", "extra_forbidden": "unknown_field"}
+
+
+def field_errors(error: ValidationError, prefix: str = "") -> list[FieldError]:
+    """Name each place that pydantic found wrong, without repeating what was sent there."""
+    return [
+        FieldError(
+            field=(prefix + ".".join(str(part)[:64] for part in item["loc"]))[:200] or "body",
+            code=_CODES.get(item["type"], item["type"]),
+            message=item["msg"],
+        )
+        for item in error.errors(include_url=False, include_context=False, include_input=False)[:ERRORS_MAX]
+    ]
+
+
+def read_query(request: Any, parsers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
+    """Read the query parameters that `parsers` names (they raise ValueError); page parameters may stand beside them.
+
+    Raises:
+        Invalid: a parameter is unknown, repeated, or does not parse.
+    """
+    found, errors = {}, []
+    for name, values in request.GET.lists():
+        if name in ("cursor", "page_size"):
+            continue
+        try:
+            if name not in parsers:
+                errors.append(FieldError(name[:64], "unknown_parameter", "There is no such parameter."))
+            elif len(values) > 1 or "\0" in values[0]:
+                raise ValueError("Give it once, as plain text.")
+            else:
+                found[name] = parsers[name](values[0])
+        except ValueError as error:
+            errors.append(FieldError(name, "invalid", str(error)))
+    if errors:
+        raise Invalid(errors=errors)
+    return found
+
+
+class StrictJsonParser(JSONParser):
+    """`request.data` for views that want it, as strict as everything else."""
+
+    def parse(self, stream: Any, media_type: str | None = None, parser_context: Mapping[str, Any] | None = None) -> Any:
+        return parse_json(stream.read())
+
+
+# -- out ---------------------------------------------------------------------------------------------------------------
+
+
+def _problem(
+    status: int,
+    code: str,
+    *,
+    title: str = "",
+    detail: str = "",
+    retryable: bool = False,
+    errors: Iterable[FieldError] = (),
+    headers: Mapping[str, str] | None = None,
+) -> HttpResponse:
+    title = title or HTTPStatus(status).phrase
+    content = {
+        "type": f"urn:bankcore:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail or title,
+        "code": code,
+        "request_id": current_request_id(),
+        "retryable": retryable,
+        "errors": [{"field": e.field, "code": e.code, "message": e.message} for e in errors],
+    }
+    response = json_response(content, status, headers)
+    response["Content-Type"] = PROBLEM_JSON
+    return response
+
+
+def problem(error: BankError) -> HttpResponse:
+    headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
+    return _problem(
+        error.http_status,
+        error.code,
+        title=error.title,
+        detail=error.detail,
+        retryable=error.retryable,
+        errors=error.errors,
+        headers=headers,
+    )
+
+
+def _framework_problem(error: exceptions.APIException) -> HttpResponse:
+    """Answer for what REST framework itself refuses."""
+    headers = {}
+    if auth_header := getattr(error, "auth_header", None):
+        headers["WWW-Authenticate"] = auth_header
+    if wait := getattr(error, "wait", None):
+        headers["Retry-After"] = str(int(wait))
+    if isinstance(error, exceptions.ValidationError):
+        return problem(Invalid(errors=list(_flat("", error.get_full_details()))))
+    code = "malformed_json" if isinstance(error, exceptions.ParseError) else error.default_code
+    retryable = error.status_code in (429, 503)
+    return _problem(error.status_code, code, detail=str(error.detail), retryable=retryable, headers=headers)
+
+
+def _flat(place: str, details: Any) -> Iterable[FieldError]:
+    if isinstance(details, dict) and set(details) == {"message", "code"}:
+        yield FieldError(place or "body", str(details["code"]), str(details["message"]))
+    elif isinstance(details, dict):
+        for name, inner in details.items():
+            yield from _flat(f"{place}.{name}" if place else str(name), inner)
+    else:
+        for inner in details:
+            yield from _flat(place, inner)
+
+
+def problem_response(error: Exception, context: Mapping[str, Any] | None = None) -> HttpResponse:
+    """Turn any exception of a view into problem details; only what the caller may know goes out."""
+    match error:
+        case BankError():
+            return problem(error)
+        case exceptions.APIException():
+            return _framework_problem(error)
+        case Http404():
+            return problem(NotFound())
+        case OperationalError() | InterfaceError() | psycopg.OperationalError():
+            log.warning("the database is away: %s", error)
+            return problem(Unavailable(retry_after=UNAVAILABLE_RETRY_SECONDS))
+    log.error("a request failed", exc_info=error)
+    return _problem(500, "internal_error", detail="Something is wrong on our side; it has been logged.")
+
+
+def _is_api(request: HttpRequest) -> bool:
+    return request.path.startswith("/api/")
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return problem(NotFound()) if _is_api(request) else defaults.page_not_found(request, exception)
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return _problem(400, "bad_request") if _is_api(request) else defaults.bad_request(request, exception)
+
+
+def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return _problem(403, "permission_denied") if _is_api(request) else defaults.permission_denied(request, exception)
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    return _problem(500, "internal_error") if _is_api(request) else defaults.server_error(request)

@@ -1,0 +1,45 @@
+"""Why the bank says no about an account. The codes are part of the API."""
+
+from bankcore.errors import Refused
+
+
+class AccountNotFound(Refused):
+    """There is no such account, or the caller may not use it; the two look the same on purpose."""
+
+    code = "account_not_found"
+    title = "There is no such account"
+
+
+class AccountFrozen(Refused):
+    """The account is frozen: no money moves from or to it until staff unfreeze it."""
+
+    code = "account_frozen"
+    title = "The account is frozen"
+
+
+class AccountClosed(Refused):
+    """The account is closed for good."""
+
+    code = "account_closed"
+    title = "The account is closed"
+
+
+class CurrencyMismatch(Refused):
+    """The transfer's currency is not the currency of both accounts."""
+
+    code = "currency_mismatch"
+    title = "The currency is not the account's"
+
+
+class InsufficientFunds(Refused):
+    """The account holds less than the transfer would take from it."""
+
+    code = "insufficient_funds"
+    title = "The account holds too little"
+
+
+class LimitExceeded(Refused):
+    """The transfer is larger than a limit allows."""
+
+    code = "limit_exceeded"
+    title = "A limit is exceeded"

@@ -1,0 +1,82 @@
+"""Finding transfers and batches that the caller may see, each along an index."""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Q, QuerySet
+
+from accounts.access import Client, visible_accounts
+from bankcore.errors import NotFound
+from bankcore.identifiers import oldest_id_at, parse_id
+from transfers.models import Batch, Transfer
+
+# Up to this many accounts are read side by side along (account, id); beyond that, one scan is the better plan.
+ACCOUNTS_SIDE_BY_SIDE_MAX = 16
+# An id carries the web server's clock and created_at the database's; this much they may differ.
+CLOCKS_DIFFER_MAX = timedelta(minutes=10)
+# Stands for text that is no id at all: it finds nothing, like an id that is not there.
+_NO_ID = UUID(int=0)
+
+
+def find_transfer(client: Client, transfer_id: str) -> Transfer:
+    """Return the transfer if one of its accounts is the caller's.
+
+    Raises:
+        NotFound: there is none, or it is someone else's.
+    """
+    known = parse_id(transfer_id)
+    transfer = Transfer.objects.filter(id=known).filter(_own(client)).first() if known else None
+    if transfer is None:
+        raise NotFound
+    return transfer
+
+
+def find_batch(client: Client, batch_id: str) -> Batch:
+    """Return the batch if the caller's client sent it.
+
+    Raises:
+        NotFound: there is none, or it is another client's.
+    """
+    known = parse_id(batch_id)
+    batches = Batch.objects.all() if client.is_staff else Batch.objects.filter(client=client.namespace)
+    batch = batches.filter(id=known).first() if known else None
+    if batch is None:
+        raise NotFound
+    return batch
+
+
+def _own(client: Client) -> Q:
+    if client.is_staff:
+        return Q()
+    return Q(debit_account__customer_id=client.customer_id) | Q(credit_account__customer_id=client.customer_id)
+
+
+def transfer_sources(client: Client, filters: Mapping[str, Any]) -> Sequence[QuerySet[Transfer]]:
+    """Split the search into querysets that each follow one index; together they hold what the caller may see."""
+    wanted = Transfer.objects.filter(**_conditions(filters))
+    if (account := filters.get("account")) is not None:
+        accounts = list(visible_accounts(client).filter(id=parse_id(account) or _NO_ID).values_list("id", flat=True))
+    elif client.is_staff:
+        return [wanted]
+    else:
+        few = visible_accounts(client).values_list("id", flat=True)[: ACCOUNTS_SIDE_BY_SIDE_MAX + 1]
+        accounts = list(few)
+    if not accounts:
+        return [Transfer.objects.none()]
+    if len(accounts) > ACCOUNTS_SIDE_BY_SIDE_MAX:
+        theirs = visible_accounts(client).values("id")
+        return [wanted.filter(Q(debit_account__in=theirs) | Q(credit_account__in=theirs))]
+    return [wanted.filter(**{side: account}) for account in accounts for side in ("debit_account", "credit_account")]
+
+
+def _conditions(filters: Mapping[str, Any]) -> dict[str, Any]:
+    conditions = {name: filters[name] for name in ("status", "reference", "external_id") if name in filters}
+    if "batch" in filters:
+        conditions["batch_id"] = parse_id(filters["batch"]) or _NO_ID
+    if (moment := filters.get("created_from")) is not None:
+        conditions |= {"created_at__gte": moment, "id__gte": oldest_id_at(moment - CLOCKS_DIFFER_MAX)}
+    if (moment := filters.get("created_to")) is not None:
+        conditions |= {"created_at__lt": moment, "id__lte": oldest_id_at(moment + CLOCKS_DIFFER_MAX)}
+    return conditions

@@ -1,0 +1,154 @@
+"""What the transfer calls take and give, as JSON."""
+
+from datetime import date, datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from accounts.models import Account
+from bankcore.messaging.models import Event
+from bankcore.moments import format_moment
+from bankcore.wire import Problem
+from transfers.models import Batch, Transfer
+from transfers.orders import TransferOrder
+from transfers.pending import Balance
+from transfers.states import Status
+
+
+class BatchOrder(BaseModel):
+    """Transfers to make: all or none of them (`atomic`), or those that can be taken."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    atomic: bool = True
+    # Each row is validated on its own, so that a bad one does not hide the others.
+    transfers: Annotated[list[Any], Field(min_length=1)]
+
+
+class BatchOrderShown(BatchOrder):
+    """A batch to make, as documented: each row is a transfer order."""
+
+    transfers: Annotated[list[TransferOrder], Field(min_length=1, max_length=10_000)]
+
+
+class TransferShown(BaseModel):
+    id: str
+    status: Status
+    status_reason: str | None
+    debit_account: str
+    credit_account: str
+    amount_minor: int
+    currency: str
+    reference: str
+    external_id: str | None
+    metadata: dict[str, str | int | bool | None]
+    created_at: datetime
+    updated_at: datetime
+    posted_at: datetime | None
+    batch: str | None
+    reversal_of: str | None
+    reversed_minor: int
+    execute_on: date | None
+    expires_at: datetime | None
+
+
+class TransferPage(BaseModel):
+    results: list[TransferShown]
+    next: str | None
+    previous: str | None
+
+
+class BatchShown(BaseModel):
+    id: str
+    atomic: bool
+    accepted: int
+    refused: list[Problem.Place]
+    status_counts: dict[str, int]
+    created_at: datetime
+
+
+class TimelineStep(BaseModel):
+    type: str
+    at: datetime
+    reason: str | None
+    request_id: str
+
+
+class Timeline(BaseModel):
+    results: list[TimelineStep]
+
+
+class BalanceShown(BaseModel):
+    currency: str
+    posted_minor: int
+    held_minor: int | None
+    pending_minor: int | None
+    available_minor: int | None
+    as_of: datetime
+
+
+def show_transfer(transfer: Transfer) -> dict[str, Any]:
+    return {
+        "id": str(transfer.id),
+        "status": str(transfer.status),
+        "status_reason": transfer.status_reason or None,
+        "debit_account": str(transfer.debit_account_id),
+        "credit_account": str(transfer.credit_account_id),
+        "amount_minor": transfer.amount_minor,
+        "currency": transfer.currency,
+        "reference": transfer.reference,
+        "external_id": transfer.external_id,
+        "metadata": dict(sorted(transfer.metadata.items())),
+        "created_at": format_moment(transfer.created_at),
+        "updated_at": format_moment(transfer.updated_at),
+        "posted_at": transfer.posted_at and format_moment(transfer.posted_at),
+        "batch": transfer.batch_id and str(transfer.batch_id),
+        "reversal_of": transfer.reversal_of_id and str(transfer.reversal_of_id),
+        "reversed_minor": transfer.reversed_minor,
+        "execute_on": transfer.execute_on and str(transfer.execute_on),
+        "expires_at": transfer.expires_at and format_moment(transfer.expires_at),
+    }
+
+
+def show_batch(batch: Batch, status_counts: dict[str, int]) -> dict[str, Any]:
+    return {
+        "id": str(batch.id),
+        "atomic": batch.atomic,
+        "accepted": batch.accepted,
+        "refused": [{name: row[name] for name in ("field", "code", "message")} for row in batch.refused],
+        "status_counts": status_counts,
+        "created_at": format_moment(batch.created_at),
+    }
+
+
+def show_step(event: Event) -> dict[str, Any]:
+    """Show what happened and when; who did it and why in detail is for staff, in the admin."""
+    return {
+        "type": event.type,
+        "at": format_moment(event.created_at),
+        "reason": event.data.get("reason") or None,
+        "request_id": event.request_id,
+    }
+
+
+def show_balance(account: Account, balance: Balance) -> dict[str, Any]:
+    return {
+        "currency": account.currency,
+        "posted_minor": balance.posted_minor,
+        "held_minor": balance.held_minor,
+        "pending_minor": balance.pending_minor,
+        "available_minor": balance.available_minor,
+        "as_of": format_moment(balance.as_of),
+    }
+
+
+def show_past_balance(account: Account, posted_minor: int, as_of: datetime) -> dict[str, Any]:
+    """Only posted money has a history; holds and what was pending are of the moment."""
+    return {
+        "currency": account.currency,
+        "posted_minor": posted_minor,
+        "held_minor": None,
+        "pending_minor": None,
+        "available_minor": None,
+        "as_of": format_moment(as_of),
+    }

@@ -1,0 +1,191 @@
+"""The transfer calls of the API: parse, authorize, call the verb, answer."""
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from django.conf import settings
+from django.http import HttpResponse
+from drf_spectacular.utils import OpenApiParameter, OpenApiRequest, extend_schema
+
+from accounts.access import find_account
+from accounts.balances import posted_minor_at
+from bankcore.api import read_model, read_query
+from bankcore.cursors import NewestFirst
+from bankcore.errors import FieldError, Invalid
+from bankcore.messaging.models import Event
+from bankcore.moments import parse_moment
+from bankcore.view import View
+from bankcore.wire import Problem, json_response
+from transfers import serializers as shapes
+from transfers.batches import accept_batch, status_counts
+from transfers.cancellation import cancel_transfer
+from transfers.errors import BatchTooLarge, IdempotencyKeyInvalid, IdempotencyKeyMissing
+from transfers.intake import accept_transfer
+from transfers.orders import TransferOrder
+from transfers.pending import read_balance
+from transfers.search import find_batch, find_transfer, transfer_sources
+from transfers.states import Status
+from transfers.waiting import WAIT_SECONDS_MAX, wait_until_at_rest
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*([0-9]{1,4})\s*(?:$|[,;])")
+TIMELINE_EVENTS_MAX = 200
+PAGES = [OpenApiParameter("cursor", str), OpenApiParameter("page_size", int, description="1 to 200, 50 by default.")]
+FILTERS = [
+    OpenApiParameter(name, str)
+    for name in ("account", "status", "created_from", "created_to", "reference", "external_id", "batch")
+]
+KEY = OpenApiParameter("Idempotency-Key", str, OpenApiParameter.HEADER, required=True)
+KEY_OPTIONAL = OpenApiParameter("Idempotency-Key", str, OpenApiParameter.HEADER)
+PREFER = OpenApiParameter("Prefer", str, OpenApiParameter.HEADER, description="`wait=N`: up to N (20) seconds.")
+PROBLEMS = dict.fromkeys((400, 401, 403, 404, 503), Problem)
+ORDER_PROBLEMS = dict.fromkeys((409, 413, 415, 422), Problem) | PROBLEMS
+
+
+def _idempotency_key(request: Any, *, required: bool) -> str | None:
+    key = request.META.get("HTTP_IDEMPOTENCY_KEY")
+    if key is None:
+        if required:
+            raise IdempotencyKeyMissing
+        return None
+    if not _KEY.fullmatch(key):
+        raise IdempotencyKeyInvalid("Give 1 to 255 visible ASCII characters.")
+    return key
+
+
+def _status(text: str) -> str:
+    if text not in Status.values:
+        raise ValueError("Give one of " + ", ".join(Status.values) + ".")
+    return text
+
+
+def _accepted(content: Any, location: str, *, replayed: bool) -> HttpResponse:
+    headers = {"Location": location, "Retry-After": "1"}
+    return json_response(content, 202, headers | {"Idempotent-Replayed": "true"} if replayed else headers)
+
+
+class Transfers(View):
+    scopes = {"GET": "transfers:read", "POST": "transfers:write"}
+
+    @extend_schema(
+        operation_id="list_transfers", parameters=[*FILTERS, *PAGES], responses={200: shapes.TransferPage, **PROBLEMS}
+    )
+    def get(self, request: Any) -> HttpResponse:
+        parsers = dict.fromkeys(("account", "reference", "external_id", "batch"), str)
+        moments = {"created_from": parse_moment, "created_to": parse_moment}
+        filters, page = read_query(request, {**parsers, **moments, "status": _status}), NewestFirst()
+        transfers = page.paginate(transfer_sources(request.user, filters), request)
+        return page.get_paginated_response([shapes.show_transfer(transfer) for transfer in transfers])
+
+    @extend_schema(
+        operation_id="create_transfer",
+        parameters=[KEY],
+        request=TransferOrder,
+        responses={202: shapes.TransferShown, **ORDER_PROBLEMS},
+    )
+    def post(self, request: Any) -> HttpResponse:
+        key = _idempotency_key(request, required=True) or ""
+        order = read_model(request, TransferOrder, settings.REQUEST_BYTES_MAX)
+        done = accept_transfer(order, client=request.user, idempotency_key=key)
+        content = shapes.show_transfer(done.transfer)
+        return _accepted(content, f"/api/v1/transfers/{done.transfer.id}", replayed=done.replayed)
+
+
+class OneTransfer(View):
+    scopes = {"GET": "transfers:read"}
+
+    @extend_schema(operation_id="get_transfer", parameters=[PREFER], responses={200: shapes.TransferShown, **PROBLEMS})
+    def get(self, request: Any, transfer_id: str) -> HttpResponse:
+        read_query(request, {})
+        transfer, headers = find_transfer(request.user, transfer_id), {}
+        asked = _WAIT.search(request.META.get("HTTP_PREFER", "").lower())
+        if asked and (seconds := min(int(asked[1]), WAIT_SECONDS_MAX)):
+            if wait_until_at_rest(transfer.id, seconds=seconds):
+                headers["Preference-Applied"] = f"wait={seconds}"
+            transfer.refresh_from_db()
+        return json_response(shapes.show_transfer(transfer), headers=headers)
+
+
+class Cancel(View):
+    scopes = {"POST": "transfers:write"}
+
+    @extend_schema(
+        operation_id="cancel_transfer",
+        request=None,
+        responses={200: shapes.TransferShown, 409: Problem, **PROBLEMS},
+    )
+    def post(self, request: Any, transfer_id: str) -> HttpResponse:
+        transfer = find_transfer(request.user, transfer_id)
+        return json_response(shapes.show_transfer(cancel_transfer(transfer.id, client=request.user)))
+
+
+class TransferTimeline(View):
+    scopes = {"GET": "transfers:read"}
+
+    @extend_schema(operation_id="get_timeline", responses={200: shapes.Timeline, **PROBLEMS})
+    def get(self, request: Any, transfer_id: str) -> HttpResponse:
+        read_query(request, {})
+        transfer = find_transfer(request.user, transfer_id)
+        events = Event.objects.filter(subject=str(transfer.id), type__startswith="transfer.").order_by("id")
+        return json_response({"results": [shapes.show_step(event) for event in events[:TIMELINE_EVENTS_MAX]]})
+
+
+class Batches(View):
+    scopes = {"POST": "transfers:write"}
+
+    @extend_schema(
+        operation_id="create_batch",
+        parameters=[KEY_OPTIONAL],
+        request=OpenApiRequest(shapes.BatchOrderShown),
+        responses={202: shapes.BatchShown, **ORDER_PROBLEMS},
+    )
+    def post(self, request: Any) -> HttpResponse:
+        key = _idempotency_key(request, required=False)
+        order = read_model(request, shapes.BatchOrder, settings.BATCH_BYTES_MAX)
+        if len(order.transfers) > settings.BATCH_TRANSFERS_MAX:
+            raise BatchTooLarge(f"At most {settings.BATCH_TRANSFERS_MAX:,} transfers come in one batch.")
+        done = accept_batch(order.transfers, atomic=order.atomic, client=request.user, idempotency_key=key)
+        content = shapes.show_batch(done.batch, done.status_counts)
+        return _accepted(content, f"/api/v1/batches/{done.batch.id}", replayed=done.replayed)
+
+
+class OneBatch(View):
+    scopes = {"GET": "transfers:read"}
+
+    @extend_schema(operation_id="get_batch", responses={200: shapes.BatchShown, **PROBLEMS})
+    def get(self, request: Any, batch_id: str) -> HttpResponse:
+        read_query(request, {})
+        batch = find_batch(request.user, batch_id)
+        return json_response(shapes.show_batch(batch, status_counts(batch.id)))
+
+
+class BatchTransfers(View):
+    scopes = {"GET": "transfers:read"}
+
+    @extend_schema(
+        operation_id="list_batch_transfers", parameters=PAGES, responses={200: shapes.TransferPage, **PROBLEMS}
+    )
+    def get(self, request: Any, batch_id: str) -> HttpResponse:
+        read_query(request, {})
+        batch, page = find_batch(request.user, batch_id), NewestFirst()
+        transfers = page.paginate_queryset(batch.transfers.all(), request)
+        return page.get_paginated_response([shapes.show_transfer(transfer) for transfer in transfers])
+
+
+class AccountBalance(View):
+    scopes = {"GET": "accounts:read"}
+
+    @extend_schema(
+        operation_id="get_account_balance",
+        parameters=[OpenApiParameter("at", datetime, description="A past moment: only posted_minor is known of it.")],
+        responses={200: shapes.BalanceShown, **PROBLEMS},
+    )
+    def get(self, request: Any, account_id: str) -> HttpResponse:
+        at = read_query(request, {"at": parse_moment}).get("at")
+        account = find_account(request.user, account_id)
+        if at is None:
+            return json_response(shapes.show_balance(account, read_balance(account.id)))
+        if at > datetime.now(UTC):
+            raise Invalid(errors=[FieldError("at", "in_the_future", "Give a moment that has passed.")])
+        return json_response(shapes.show_past_balance(account, posted_minor_at(account.id, at), at))
