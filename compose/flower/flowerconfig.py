@@ -1,4 +1,4 @@
-"""Flower in containers: who may look, and what it may not do. Flower reads every name below that is one of its options."""
+"""Flower in containers: who may look, and what it may not do. Flower reads the names below that are its options."""
 
 import os
 from pathlib import Path
