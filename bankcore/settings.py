@@ -1,4 +1,4 @@
-"""Django's settings, read from the environment. Every variable may also be given as `<NAME>_FILE` (a file's content)."""
+"""Django's settings, read from the environment. Every variable may also be given as `<NAME>_FILE`, a file's content."""
 
 import os
 from pathlib import Path
@@ -135,7 +135,7 @@ REST_FRAMEWORK = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "bankcore",
-    "DESCRIPTION": "An asynchronous bank-transfer API: a transfer is durable when you get your 202, and posted soon after.",
+    "DESCRIPTION": "An asynchronous bank-transfer API: a transfer is durable with your 202, and posted soon after.",
     "VERSION": "1.0.0",
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_AUTHENTICATION": [],

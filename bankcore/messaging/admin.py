@@ -26,7 +26,7 @@ def timeline(subject: Any) -> Panel:
             [
                 moment(event.created_at),
                 page_link("messaging_event", event.pk, event.type),
-                event.actor or "–",
+                event.actor or "-",
                 pretty_json(event.data),
                 moment(event.published_at),
                 event.attempt,
@@ -75,7 +75,8 @@ class EventAdmin(ReadOnlyAdmin):
     search_fields = ["id", "subject"]
     search_help_text = "An event's number, or the whole id of its subject."
     fields = [
-        "id", "type", "subject", "partition_key", "shown_data", "actor", "request_id", "when", "due", "attempt", "published",
+        "id", "type", "subject", "partition_key", "shown_data", "actor", "request_id", "when", "due", "attempt",
+        "published",
     ]  # fmt: skip
 
     def panels(self, obj: Event) -> list[Panel]:

@@ -12,7 +12,7 @@ from bankcore.database import execute, fetch_all
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """A fact about `subject`. Events of one `partition_key` are delivered in the order written; `due_at` holds one back."""
+    """A fact about `subject`. Events of one `partition_key` are delivered in the order written, once they are due."""
 
     type: str
     partition_key: str
