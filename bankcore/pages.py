@@ -1,8 +1,8 @@
-"""How staff pages behave on tables of any size: bounded counts and pages, exact search, and looking without touching."""
+"""How staff pages behave on tables of any size: bounded counts and pages, exact search, look but do not touch."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from django.contrib import admin
@@ -101,17 +101,6 @@ class Panel:
         return {"headers": self.headers, "rows": self.rows}
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """One number on the desk, with where to look at what it counts; `alarming` draws the eye."""
-
-    title: str
-    value: str
-    link: str
-    note: str = ""
-    alarming: bool = field(default=False)
-
-
 class PanelAdmin(BoundedAdmin):
     """A page with panels of what belongs to the object."""
 
@@ -144,7 +133,7 @@ class ReadOnlyAdmin(PanelAdmin):
 def page_link(model: str, key: Any, text: Any = None) -> SafeString | str:
     """Link to the page of one object; `model` is `app_model`, as in the names of the admin's addresses."""
     if key is None:
-        return "–"
+        return "-"
     return format_html(
         '<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>',
         reverse(f"admin:{model}_change", args=[key]),
@@ -160,23 +149,23 @@ def list_link(model: str, query: str, text: str) -> SafeString:
 def preformatted(text: str) -> SafeString | str:
     """Show text as it is, line by line: a traceback, JSON."""
     if not text:
-        return "–"
+        return "-"
     return format_html('<pre class="font-mono text-xs whitespace-pre-wrap break-all">{}</pre>', text)
 
 
 def pretty_json(value: Any) -> SafeString | str:
-    return preformatted(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)) if value else "–"
+    return preformatted(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)) if value else "-"
 
 
 def amount(amount_minor: int | None, currency: str) -> SafeString | str:
     if amount_minor is None:
-        return "–"
+        return "-"
     return format_html('<span class="whitespace-nowrap tabular-nums">{}</span>', format_minor(amount_minor, currency))
 
 
 def moment(at: Any) -> str:
     """Write a point in time to the millisecond, in UTC as everywhere else."""
-    return localtime(at).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] if at else "–"
+    return localtime(at).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] if at else "-"
 
 
-admin.site.empty_value_display = "–"
+admin.site.empty_value_display = "-"

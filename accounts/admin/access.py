@@ -13,8 +13,9 @@ from rest_framework_api_key import admin as library
 from unfold.admin import ModelAdmin
 from unfold.decorators import display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
-from unfold.widgets import UnfoldAdminTextInputWidget
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidgetWidget
 
+from accounts.access import SCOPES
 from accounts.models import ApiToken
 from bankcore.pages import BoundedAdmin, moment
 
@@ -40,22 +41,15 @@ class GroupAdmin(DjangoGroupAdmin, ModelAdmin):
 
 
 class ApiTokenForm(forms.ModelForm):  # type: ignore[type-arg]
-    scopes = forms.CharField(
+    scopes = forms.MultipleChoiceField(
+        choices=[(scope, f"{scope}: {meaning}") for scope, meaning in SCOPES.items()],
         required=False,
-        widget=UnfoldAdminTextInputWidget,
-        help_text="Words with spaces between, such as transfers:write.",
+        widget=UnfoldAdminCheckboxSelectMultipleWidgetWidget,
     )
 
     class Meta:
         model = ApiToken
         fields = ["name", "customer", "staff_user", "scopes", "expiry_date", "revoked"]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.initial["scopes"] = " ".join(self.instance.scopes or [])
-
-    def clean_scopes(self) -> list[str]:
-        return list(dict.fromkeys(self.cleaned_data["scopes"].split()))
 
 
 @admin.register(ApiToken)
@@ -99,7 +93,7 @@ class ApiTokenAdmin(BoundedAdmin):
 
     @display(description="scopes")
     def shown_scopes(self, token: ApiToken) -> str:
-        return " ".join(token.scopes) or "–"
+        return " ".join(token.scopes) or "-"
 
     @display(description="state", label={"usable": "success", "revoked": "danger", "expired": "warning"})
     def state(self, token: ApiToken) -> str:

@@ -41,7 +41,7 @@ class CustomerAdmin(PanelAdmin):
                 rows=[
                     [
                         page_link("accounts_account", account.pk),
-                        account.name or "–",
+                        account.name or "-",
                         amount(account.posted_minor, account.currency),
                         account.get_status_display(),
                     ]
@@ -150,7 +150,7 @@ class AccountAdmin(ReadOnlyAdmin):
         self._turn(request, list(queryset.values_list("pk", flat=True)), unfreeze_account, "opened again")
 
     @action(
-        description="Freeze", icon="ac_unit", url_path="freeze", permissions=["accounts.change_account"],
+        description="Freeze", icon="ac_unit", url_path="freeze", permissions=["freeze"],
         dialog={
             "title": "Freeze this account?", "form_class": BaseDialogForm, "form_submit_text": "Freeze",
             "description": "Transfers from and to it are refused until it is unfrozen.",
@@ -161,7 +161,7 @@ class AccountAdmin(ReadOnlyAdmin):
         return _reload(object_id)
 
     @action(
-        description="Unfreeze", icon="lock_open", url_path="unfreeze", permissions=["accounts.change_account"],
+        description="Unfreeze", icon="lock_open", url_path="unfreeze", permissions=["freeze"],
         dialog={
             "title": "Unfreeze this account?", "form_class": BaseDialogForm, "form_submit_text": "Unfreeze",
             "description": "It pays and is paid again from now on.",

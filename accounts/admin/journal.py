@@ -6,9 +6,9 @@ from django.http import HttpRequest
 from django.utils.safestring import SafeString
 from unfold.decorators import display
 
-from accounts.models import JournalEntry, JournalLine
+from accounts.models import JournalEntry, JournalLine, Proof
 from bankcore.identifiers import parse_id
-from bankcore.pages import Panel, ReadOnlyAdmin, amount, moment, page_link
+from bankcore.pages import Panel, ReadOnlyAdmin, amount, moment, page_link, pretty_json
 
 LINES_SHOWN_MAX = 200
 
@@ -81,3 +81,21 @@ class JournalLineAdmin(ReadOnlyAdmin):
     @display(description="balance after")
     def balance_after(self, line: JournalLine) -> SafeString | str:
         return amount(line.balance_after_minor, line.entry.currency)
+
+
+@admin.register(Proof)
+class ProofAdmin(ReadOnlyAdmin):
+    list_display = ["id", "when", "entries", "verdict"]
+    fields = ["id", "when", "entries", "verdict", "shown_violations"]
+
+    @display(description="proved (UTC)")
+    def when(self, proof: Proof) -> str:
+        return moment(proof.proved_at)
+
+    @display(description="verdict", label={"balanced": "success", "broken": "danger"})
+    def verdict(self, proof: Proof) -> str:
+        return "broken" if any(proof.violations.values()) else "balanced"
+
+    @display(description="violations by check")
+    def shown_violations(self, proof: Proof) -> SafeString | str:
+        return pretty_json(proof.violations)

@@ -1,0 +1,181 @@
+"""What machines ask: alive, ready, and the numbers, whether the database is there or not."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+from django.db import OperationalError, connection
+from django.test import Client
+from prometheus_client.parser import text_string_to_metric_families
+
+from bankcore import health
+from bankcore.messaging.models import DeadLetter, Event
+from tests.pages.conftest import make_transfer
+
+DATABASE_METRICS = {
+    "bankcore_backlog_transfers",
+    "bankcore_oldest_seconds",
+    "bankcore_outbox_events",
+    "bankcore_outbox_oldest_seconds",
+    "bankcore_dead_letters",
+    "bankcore_books_violations",
+    "bankcore_books_proved_timestamp_seconds",
+}
+
+
+@pytest.fixture(autouse=True)
+def asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "DATABASE_CACHE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OperationalError("connection refused by secret-host")
+
+    monkeypatch.setattr(health, "_limit_statements", refuse)
+
+
+def scrape(client: Client) -> dict[tuple[str, str], float]:
+    answer = client.get("/metrics")
+    assert answer.status_code == 200
+    samples = [s for family in text_string_to_metric_families(answer.content.decode()) for s in family.samples]
+    return {(s.name, ",".join(s.labels.values())): s.value for s in samples}
+
+
+def test_livez_asks_nobody(client: Client) -> None:
+    answer = client.get("/livez")
+
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+@pytest.mark.django_db
+def test_ready_with_the_database_and_its_migrations(client: Client) -> None:
+    answer = client.get("/readyz")
+
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok", "reasons": []})
+    assert "no-store" in answer.headers["Cache-Control"]
+
+
+@pytest.mark.django_db
+def test_not_ready_without_a_migration(client: Client) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM django_migrations WHERE app = 'transfers' AND name = '0001_initial'")
+
+    answer = client.get("/readyz")
+
+    assert answer.status_code == 503
+    assert answer.json()["reasons"] == ["migration_missing:transfers.0001_initial"]
+
+
+@pytest.mark.django_db
+def test_not_ready_without_the_database(client: Client, away: None) -> None:
+    answer = client.get("/readyz")
+
+    assert answer.status_code == 503
+    assert answer.json() == {"status": "unavailable", "reasons": ["database_unavailable"]}
+
+
+@pytest.mark.django_db
+def test_metrics_tell_what_the_database_knows(client: Client, rows: SimpleNamespace) -> None:
+    make_transfer(rows)
+
+    found = scrape(client)
+
+    assert {name for name, _ in found} >= DATABASE_METRICS
+    backlog = {stage: found["bankcore_backlog_transfers", stage] for stage in health.STAGE_OF_STATUS.values()}
+    assert backlog == {"risk": 2, "posting": 0, "review": 1, "parked": 1, "scheduled": 0}
+    assert found["bankcore_oldest_seconds", "posting"] == 0
+    assert 0 <= found["bankcore_oldest_seconds", "risk"] < 60
+    assert found["bankcore_outbox_events", ""] == Event.objects.filter(published_at=None).count()
+    assert found["bankcore_dead_letters", "open"] == 1
+    assert found["bankcore_dead_letters", "discarded"] == 0
+    assert found["bankcore_books_violations", "entries_balanced"] == 0
+    assert abs(time.time() - found["bankcore_books_proved_timestamp_seconds", ""]) < 60
+
+
+@pytest.mark.django_db
+def test_metrics_answer_without_the_database(client: Client, away: None) -> None:
+    found = {name for name, _ in scrape(client)}
+
+    assert not found & DATABASE_METRICS
+    assert any(name.startswith("python_info") for name in found)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "headers", [{"REMOTE_ADDR": "203.0.113.7"}, {"REMOTE_ADDR": ""}, {"HTTP_X_FORWARDED_FOR": "203.0.113.7"}]
+)
+def test_metrics_are_not_there_for_strangers(client: Client, headers: dict[str, str]) -> None:
+    assert client.get("/metrics", **headers).status_code == 404  # type: ignore[arg-type]
+
+
+@pytest.mark.django_db
+def test_web_processes_add_their_numbers_up(
+    client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path_factory.mktemp("metrics")))
+
+    names = {name for name, _ in scrape(client)}
+
+    assert "bankcore_outbox_events" in names
+    assert "python_info" not in names
+
+
+@pytest.mark.django_db
+def test_the_database_is_asked_once_a_second(
+    client: Client, monkeypatch: pytest.MonkeyPatch, django_assert_num_queries: object
+) -> None:
+    monkeypatch.setattr(health, "DATABASE_CACHE_SECONDS", 60.0)
+    collector = health.DatabaseCollector()
+    first = collector.collect()
+
+    with django_assert_num_queries(0):  # type: ignore[operator]
+        assert collector.collect() is first
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("sql", "index"),
+    [
+        (health._BACKLOG, "transfer_waiting"),
+        (health._SCHEDULED, "transfer_waiting"),
+        (health._OUTBOX, "event_outbox"),
+        (health._OPEN_DEAD_LETTERS, "deadletter_open"),
+    ],
+)
+def test_the_questions_use_the_partial_indexes(sql: str, index: str, accounts: SimpleNamespace) -> None:
+    with connection.cursor() as cursor:
+        # The tables are tiny here; what counts is that the planner may use the index, not that it must.
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        cursor.execute(f"EXPLAIN {sql}")
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+
+    assert index in plan
+    assert "Seq Scan" not in plan
+    assert "_pkey" not in plan
+
+
+def test_the_first_page_is_the_documentation(client: Client) -> None:
+    answer = client.get("/")
+
+    assert (answer.status_code, answer.headers["Location"]) == (302, "/api/docs/")
+
+
+def test_documentation_needs_no_other_host(client: Client) -> None:
+    page = client.get("/api/docs/").content.decode()
+
+    assert "swagger-ui" in page
+    assert "https://" not in page
+    assert "http://" not in page
+
+
+@pytest.mark.django_db
+def test_closed_dead_letters_are_counted_by_state(client: Client) -> None:
+    for state in ("open", "replayed", "replayed"):
+        DeadLetter.objects.create(cause="Boom", state=state)
+
+    found = scrape(client)
+
+    counts = [found["bankcore_dead_letters", state] for state in ("open", "replayed", "discarded")]
+    assert counts == [1, 2, 0]
