@@ -13,7 +13,7 @@ from rest_framework_api_key import admin as library
 from unfold.admin import ModelAdmin
 from unfold.decorators import display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
-from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidgetWidget
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
 from accounts.access import SCOPES
 from accounts.models import ApiToken
@@ -44,7 +44,7 @@ class ApiTokenForm(forms.ModelForm):  # type: ignore[type-arg]
     scopes = forms.MultipleChoiceField(
         choices=[(scope, f"{scope}: {meaning}") for scope, meaning in SCOPES.items()],
         required=False,
-        widget=UnfoldAdminCheckboxSelectMultipleWidgetWidget,
+        widget=UnfoldAdminCheckboxSelectMultipleWidget,
     )
 
     class Meta:
