@@ -17,7 +17,7 @@ class AccountOrder(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     currency: Currency
-    name: Annotated[OneLine, Field(max_length=140)] = ""
+    name: OneLine = ""
     customer: Annotated[str, Field(max_length=64)] | None = None
     limit_minor: Annotated[int, Field(ge=0, le=AMOUNT_MINOR_MAX)] | None = None
 

@@ -112,11 +112,11 @@ def read_model(request: Any, model: type[Body], bytes_max: int) -> Body:
 _CODES = {"missing": "required", "extra_forbidden": "unknown_field"}
 
 
-def field_errors(error: ValidationError, prefix: str = "") -> list[FieldError]:
+def field_errors(error: ValidationError, prefix: Sequence[str] = ()) -> list[FieldError]:
     """Name each place that pydantic found wrong, without repeating what was sent there."""
     return [
         FieldError(
-            field=(prefix + ".".join(str(part)[:64] for part in item["loc"]))[:200] or "body",
+            field=".".join([*prefix, *(str(part)[:64] for part in item["loc"])])[:200] or "body",
             code=_CODES.get(item["type"], item["type"]),
             message=item["msg"],
         )

@@ -7,7 +7,7 @@ from datetime import date, datetime
 from typing import Annotated, Any
 
 from django.http import HttpResponse
-from pydantic import AfterValidator, BaseModel, BeforeValidator, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from bankcore.moments import parse_day, parse_moment
@@ -17,7 +17,7 @@ from bankcore.money import is_currency
 _DIRECTION = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     if not text.isascii() or not text.isprintable():
         for char in text:
             if char in _DIRECTION or unicodedata.category(char) in ("Cc", "Zl", "Zp"):
@@ -49,7 +49,7 @@ def _not_text() -> Any:
     raise ValueError("Give it as text.")
 
 
-OneLine = Annotated[str, AfterValidator(_one_line)]
+OneLine = Annotated[str, Field(max_length=140), AfterValidator(one_line)]
 Currency = Annotated[
     str, AfterValidator(_currency), WithJsonSchema({"type": "string", "pattern": "^[A-Z]{3}$", "example": "EUR"})
 ]

@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,10 +55,7 @@ SERVERS_ONLY: Mapping[str, int] = {}
 CLAIM_SECONDS_MAX = 150.0
 COMMAND_STOP_SECONDS = 20.0
 STAFF = {"admin": "admin", "operations": "operations"}
-SCOPES = (
-    "transfers:read transfers:write accounts:read accounts:write events:read webhooks:read webhooks:write"
-    " batches:read batches:write"
-)
+SCOPES = "accounts:read accounts:write transfers:read transfers:write staff ops:replay"
 
 
 def say(line: str) -> None:
@@ -147,11 +145,16 @@ def _variables(
         "REDIS_URL": servers.redis_url,
         "SECRET_KEY": os.environ.get("SECRET_KEY") or known["secret_key"],
         "ALLOWED_HOSTS": os.environ.get("ALLOWED_HOSTS", "127.0.0.1,localhost"),
-        "EMAIL_URL": os.environ.get("EMAIL_URL") or f"filemail://{mail}",
+        "EMAIL_URL": os.environ.get("EMAIL_URL") or _mail_url(mail),
         "BANKCORE_STACK": str(instance.stack_file),
         "BANKCORE_ENV_FILE": str(instance.env_file),
         **more,
     }
+
+
+def _mail_url(folder: Path) -> str:
+    # django-environ cuts off one slash of the path.
+    return "filemail:///" + urllib.parse.quote(str(folder))
 
 
 def _write_env_file(instance: Instance, variables: Mapping[str, str]) -> None:
@@ -277,6 +280,9 @@ def up(options: argparse.Namespace) -> int:
         with _up(instance, our_roles.parse_roles(options.roles), {}, parent=None) as (_, description):
             say(f"ready after {time.monotonic() - started:.1f} s")
             _print_addresses(description)
+    except BaseException:
+        _forget(instance)
+        raise
     finally:
         instance.close()
     return 0
@@ -316,7 +322,7 @@ def _stop(instance: Instance) -> bool:
         if time.monotonic() > deadline:
             raise StackError("A command that is bringing the stack up holds it; end that one first.")
         time.sleep(0.05)
-    supervision.end_leftovers(instance)
+    was_running = supervision.end_leftovers(instance) or was_running
     _forget(instance)
     instance.close()
     return was_running
@@ -423,6 +429,8 @@ def _on_terminate(number: int, frame: FrameType | None) -> NoReturn:
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run one command, and turn its failure into words."""
     options = _parser().parse_args(arguments)
+    # A shell starts background commands deaf to SIGINT; the stack has to be stopped all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _on_terminate)
     signal.signal(signal.SIGHUP, _on_terminate)
     try:

@@ -88,7 +88,7 @@ def _checked(rows: Sequence[Any], client: Client) -> _Rows:
         try:
             checked.orders[place] = TransferOrder.model_validate(row)
         except ValidationError as error:
-            checked.malformed.extend(field_errors(error, prefix=f"transfers.{place}."))
+            checked.malformed.extend(field_errors(error, prefix=("transfers", str(place))))
     accounts = read_accounts({a for o in checked.orders.values() for a in (o.debit_account, o.credit_account)})
     seen: set[str] = set()
     for place, order in list(checked.orders.items()):

@@ -62,3 +62,27 @@ class BatchRefused(Refused):
 
     code = "batch_refused"
     title = "The batch was refused"
+
+
+class ReviewAlreadyDecided(BankError):
+    """Someone else has decided on this transfer; their decision stands."""
+
+    code = "review_already_decided"
+    title = "The review has already been decided"
+    http_status = 409
+
+
+class OwnTransfer(BankError):
+    """The person who initiated a transfer may not decide on it."""
+
+    code = "own_transfer"
+    title = "Nobody decides on a transfer they initiated"
+    http_status = 403
+
+
+class NotInReview(BankError):
+    """The transfer no longer waits for a decision: it was cancelled, for one."""
+
+    code = "not_in_review"
+    title = "The transfer is not in review"
+    http_status = 409

@@ -17,7 +17,7 @@ from bankcore.database import fetch_all
 from bankcore.errors import BankError, FieldError, Invalid
 from bankcore.identifiers import parse_id
 from bankcore.money import AMOUNT_MINOR_MAX
-from bankcore.wire import Currency, Day, Moment, OneLine
+from bankcore.wire import Currency, Day, Moment, OneLine, one_line
 
 METADATA_KEYS_MAX, METADATA_KEY_LENGTH_MAX, METADATA_TEXT_LENGTH_MAX = 20, 40, 500
 
@@ -69,8 +69,8 @@ class TransferOrder(BaseModel):
     credit_account: str
     amount_minor: Annotated[int, Field(ge=1, le=AMOUNT_MINOR_MAX)]
     currency: Currency
-    reference: Annotated[OneLine, Field(max_length=140)] = ""
-    external_id: Annotated[OneLine, Field(min_length=1, max_length=140)] | None = None
+    reference: OneLine = ""
+    external_id: Annotated[str, Field(min_length=1, max_length=140), AfterValidator(one_line)] | None = None
     metadata: Metadata = Field(default_factory=dict)
     execute_on: Day | None = None
     expires_at: Moment | None = None

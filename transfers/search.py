@@ -1,7 +1,7 @@
 """Finding transfers and batches that the caller may see, each along an index."""
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -56,19 +56,28 @@ def _own(client: Client) -> Q:
 def transfer_sources(client: Client, filters: Mapping[str, Any]) -> Sequence[QuerySet[Transfer]]:
     """Split the search into querysets that each follow one index; together they hold what the caller may see."""
     wanted = Transfer.objects.filter(**_conditions(filters))
-    if (account := filters.get("account")) is not None:
-        accounts = list(visible_accounts(client).filter(id=parse_id(account) or _NO_ID).values_list("id", flat=True))
-    elif client.is_staff:
-        return [wanted]
-    else:
-        few = visible_accounts(client).values_list("id", flat=True)[: ACCOUNTS_SIDE_BY_SIDE_MAX + 1]
-        accounts = list(few)
-    if not accounts:
-        return [Transfer.objects.none()]
-    if len(accounts) > ACCOUNTS_SIDE_BY_SIDE_MAX:
-        theirs = visible_accounts(client).values("id")
-        return [wanted.filter(Q(debit_account__in=theirs) | Q(credit_account__in=theirs))]
-    return [wanted.filter(**{side: account}) for account in accounts for side in ("debit_account", "credit_account")]
+    accounts: list[UUID] | None = None
+    if "account" in filters:
+        account = parse_id(filters["account"]) or _NO_ID
+        if visible_accounts(client).filter(id=account).exists():
+            accounts = [account]
+        else:
+            # Someone else's account: what the caller's own accounts have to do with it.
+            wanted = wanted.filter(Q(debit_account=account) | Q(credit_account=account))
+    if accounts is None:
+        if client.is_staff:
+            return [wanted]
+        mine = visible_accounts(client).values_list("id", flat=True)
+        accounts = list(mine[: ACCOUNTS_SIDE_BY_SIDE_MAX + 1])
+        if len(accounts) > ACCOUNTS_SIDE_BY_SIDE_MAX:
+            return [wanted.filter(Q(debit_account__in=mine) | Q(credit_account__in=mine))]
+    sides = ("debit_account", "credit_account")
+    return [wanted.filter(**{side: account}) for account in accounts for side in sides] or [Transfer.objects.none()]
+
+
+def _within(moment: datetime) -> datetime:
+    """Bring a moment into the years that an id can tell."""
+    return min(max(moment, datetime(1971, 1, 1, tzinfo=UTC)), datetime(9998, 1, 1, tzinfo=UTC))
 
 
 def _conditions(filters: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +85,7 @@ def _conditions(filters: Mapping[str, Any]) -> dict[str, Any]:
     if "batch" in filters:
         conditions["batch_id"] = parse_id(filters["batch"]) or _NO_ID
     if (moment := filters.get("created_from")) is not None:
-        conditions |= {"created_at__gte": moment, "id__gte": oldest_id_at(moment - CLOCKS_DIFFER_MAX)}
+        conditions |= {"created_at__gte": moment, "id__gte": oldest_id_at(_within(moment) - CLOCKS_DIFFER_MAX)}
     if (moment := filters.get("created_to")) is not None:
-        conditions |= {"created_at__lt": moment, "id__lte": oldest_id_at(moment + CLOCKS_DIFFER_MAX)}
+        conditions |= {"created_at__lt": moment, "id__lte": oldest_id_at(_within(moment) + CLOCKS_DIFFER_MAX)}
     return conditions
