@@ -47,7 +47,8 @@ make_venv() {
 }
 
 # Two targets started at once in a fresh clone must not fill one folder; a lock whose owner is dead is taken over.
-lock=.venv.lock
+mkdir -p .bankcore
+lock=.bankcore/install.lock
 until mkdir "$lock" 2>/dev/null; do
     owner=$(cat "$lock/pid" 2>/dev/null || true)
     if [ -n "$owner" ] && ! kill -0 "$owner" 2>/dev/null; then
@@ -71,5 +72,5 @@ if ! fits .venv/bin/python || ! .venv/bin/python -m pip --version >/dev/null 2>&
 fi
 rm -f .venv/.installed
 echo '[install] installing requirements.txt into .venv (a minute or so, the first time)' >&2
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt >&2
+.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.txt >&2
 cp requirements.txt .venv/.installed

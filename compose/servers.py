@@ -161,12 +161,12 @@ def make_home(instance: Instance, server: str, users: tuple[str, ...], *, spaces
     user = _unprivileged(users) if os.geteuid() == 0 else ""
     inside = instance.folder / "servers" / server
     make_folder(inside.parent)
+    if inside.is_symlink():
+        inside.unlink()
     for folder in (inside, instance.outside / server):
         if not spaces and " " in str(folder):
             continue
         home = Home(folder, user)
-        if folder.is_symlink():
-            folder.unlink()
         if folder != inside:
             _make_outside(instance.outside)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -175,6 +175,8 @@ def make_home(instance: Instance, server: str, users: tuple[str, ...], *, spaces
             if folder != inside:
                 inside.symlink_to(folder)
             return home
+        if any(folder.iterdir()):
+            raise StackError(f"{folder} holds data, but user {user} can no longer reach it: `make down ARGS=--wipe`.")
         folder.rmdir()
     raise StackError(f"Found no folder for {server} that user {user or 'of this process'} can reach.")
 
@@ -420,8 +422,9 @@ def add_rabbitmq(
             group=SERVERS,
             environment=environment,
             user=home.user,
+            # Its stores are flushed and closed at once; the seven seconds that follow are waiting only.
             stop_signal="KILL" if instance.throwaway else "TERM",
-            stop_seconds=20,
+            stop_seconds=3,
         ),
     ]
 

@@ -41,6 +41,7 @@ LOG_BYTES_MAX = "20MB"
 # supervisord waits one second longer before each further try; when it gives up, the watcher starts it over.
 START_RETRIES = 8
 DESCRIPTORS_WANTED = 4096
+ENDED = ("PROCESS_STATE_EXITED", "PROCESS_STATE_BACKOFF", "PROCESS_STATE_STOPPED")
 
 
 @dataclass(frozen=True)
@@ -266,11 +267,13 @@ def publish(instance: Instance, supervisor: Supervisor) -> dict[str, Any]:
         return stack
 
 
-def end_leftovers(instance: Instance) -> None:
-    """End what a crashed supervisord left behind, known by pid and start time."""
+def end_leftovers(instance: Instance) -> bool:
+    """End what a crashed supervisord left behind, known by pid and start time; False if there was nothing."""
     record = read_json(instance.folder / "processes.json")
+    found = False
     if record.get("boot") == boot_id():
         groups = [int(pid) for pid, started in record["processes"].items() if _is_ours(int(pid), started)]
+        found = bool(groups)
         for sign, patience in ((signal.SIGTERM, 5.0), (signal.SIGQUIT, 1.0), (signal.SIGKILL, 5.0)):
             groups = [group for group in groups if _signal_group(group, sign)]
             deadline = time.monotonic() + patience
@@ -278,6 +281,7 @@ def end_leftovers(instance: Instance) -> None:
                 groups = [group for group in groups if _signal_group(group, 0)]
                 time.sleep(0.05)
     (instance.folder / "processes.json").unlink(missing_ok=True)
+    return found
 
 
 def _is_ours(pid: int, started: str | None) -> bool:
@@ -342,7 +346,7 @@ def _parent_lives(instance: Instance) -> bool:
 
 
 def _react(instance: Instance, supervisor: Supervisor, event: str, payload: Mapping[str, str]) -> None:
-    if event in ("PROCESS_STATE_EXITED", "PROCESS_STATE_BACKOFF") and payload.get("pid", "0") != "0":
+    if event in ENDED and payload.get("pid", "0") != "0":
         # As in a container: when the first process is dead, so are its children (they would keep its port).
         _signal_group(int(payload["pid"]), signal.SIGKILL)
     with contextlib.suppress(*RPC_ERRORS):
