@@ -157,6 +157,10 @@ def pretty_json(value: Any) -> SafeString | str:
     return preformatted(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)) if value else "-"
 
 
+def one_line_json(value: Any) -> SafeString | str:
+    return preformatted(json.dumps(value, ensure_ascii=False, sort_keys=True)) if value else "-"
+
+
 def amount(amount_minor: int | None, currency: str) -> SafeString | str:
     if amount_minor is None:
         return "-"

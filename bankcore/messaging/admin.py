@@ -9,7 +9,7 @@ from django.utils.safestring import SafeString
 from unfold.decorators import display
 
 from bankcore.messaging.models import DeadLetter, Event
-from bankcore.pages import Panel, ReadOnlyAdmin, moment, page_link, preformatted, pretty_json
+from bankcore.pages import Panel, ReadOnlyAdmin, moment, one_line_json, page_link, preformatted, pretty_json
 
 # A subject has about ten events; a traceback of a page must not follow from one that went wild.
 TIMELINE_MAX = 200
@@ -27,7 +27,7 @@ def timeline(subject: Any) -> Panel:
                 moment(event.created_at),
                 page_link("messaging_event", event.pk, event.type),
                 event.actor or "-",
-                pretty_json(event.data),
+                one_line_json(event.data),
                 moment(event.published_at),
                 event.attempt,
             ]
