@@ -7,7 +7,7 @@ from django.core.validators import MinValueValidator
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Now
-from rest_framework_api_key.models import AbstractAPIKey, BaseAPIKeyManager
+from rest_framework_api_key.models import AbstractAPIKey, APIKeyManager
 
 from bankcore.identifiers import new_id
 
@@ -130,7 +130,7 @@ class JournalLine(models.Model):
         return f"{self.side} {self.amount_minor}"
 
 
-class ApiTokenManager(BaseAPIKeyManager):
+class ApiTokenManager(APIKeyManager):
     """Makes tokens; the library generates, hashes and verifies them."""
 
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -46,8 +45,6 @@ class RequestIdFilter(logging.Filter):
 
 class OneLineFormatter(logging.Formatter):
     """JSON, one object per line: no value that came from outside can start a line of its own."""
-
-    converter = time.gmtime
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

@@ -119,6 +119,9 @@ BATCH_BYTES_MAX = env.int("BATCH_BYTES_MAX", default=8 * 1024 * 1024)
 DATA_UPLOAD_MAX_MEMORY_SIZE = BATCH_BYTES_MAX
 TOKEN_CACHE_SECONDS = env.float("TOKEN_CACHE_SECONDS", default=1.0)
 
+# Threads per web process: all but one of them may wait for a transfer (`Prefer: wait`).
+WEB_THREADS = env.int("WEB_THREADS", default=4)
+
 # -- API, pages, mail --------------------------------------------------------------------------------------------------
 
 REST_FRAMEWORK = {
@@ -178,13 +181,14 @@ AUTH_PASSWORD_VALIDATORS = [
 # Addresses that may read /metrics; everyone else gets a 404.
 METRICS_ALLOW_FROM = env.list("METRICS_ALLOW_FROM", default=["127.0.0.0/8", "::1/128"])
 
+LOG_LEVEL = env.str("LOG_LEVEL", default="INFO")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "filters": {"request_id": {"()": "bankcore.logs.RequestIdFilter"}},
     "formatters": {"line": {"()": "bankcore.logs.OneLineFormatter"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["request_id"]}},
-    "root": {"handlers": ["stderr"], "level": env.str("LOG_LEVEL", default="INFO")},
+    "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
     "loggers": {"django.request": {"level": "ERROR"}, "amqp": {"level": "WARNING"}, "httpx": {"level": "WARNING"}},
 }
 

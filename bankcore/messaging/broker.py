@@ -1,5 +1,7 @@
 """Declare exchanges and queues. Declaring again is harmless; a different argument of an existing queue is an error."""
 
+from typing import Any
+
 from django.conf import settings
 from kombu import Connection, Exchange, Queue
 
@@ -9,7 +11,7 @@ def declare_topology() -> list[str]:
     topology = settings.TOPOLOGY
     with Connection(settings.BROKER_URL, connect_timeout=5) as connection:
         connection.ensure_connection(max_retries=10, interval_start=0.2, interval_step=0.3)
-        channel = connection.default_channel
+        channel: Any = connection.default_channel
         amqp = settings.BROKER_URL.startswith("amqp")
         _exchanges(channel, lost_arguments={"alternate-exchange": "bank.lost"} if amqp else {})
         # The desk's queues come first: a work queue dead-letters into them from its first message on.
@@ -25,7 +27,7 @@ def declare_topology() -> list[str]:
     return names
 
 
-def _exchanges(channel: object, lost_arguments: dict[str, str]) -> None:
+def _exchanges(channel: Any, lost_arguments: dict[str, str]) -> None:
     Exchange("bank.lost", type="fanout", durable=True)(channel).declare()
     # The work exchange has no alternate: the relay publishes `mandatory`, learns of a return and keeps the event due.
     Exchange("bank", type="topic", durable=True)(channel).declare()

@@ -37,7 +37,11 @@ class BatchTask(Task):
     abstract = True
     acks_late = True
     retry_types: ClassVar[Sequence[str]] = ()
-    park: ClassVar[Callable[[str, Exception, int], None]]
+
+    @staticmethod
+    def park(only_id: str, error: Exception, attempts: int, /) -> None:
+        """Put one id that cannot be done where a person sees it. Each task says where."""
+        raise error
 
     def __call__(self, ids: Any = None, *rest: Any, **unknown: Any) -> None:
         if rest or unknown or not _is_id_list(ids):
@@ -75,7 +79,7 @@ class BatchTask(Task):
             delay = random.uniform(0, settings.TASK_RETRY_SECONDS * 2**attempts)  # noqa: S311  Jitter, not a secret.
             if self._durably(lambda: outbox.defer(self.retry_types, str(only_id), delay)):
                 return
-        self._durably(lambda: type(self).park(str(only_id), error, attempts + 1))
+        self._durably(lambda: self.park(str(only_id), error, attempts + 1))
 
     def _durably(self, step: Callable[[], Any]) -> Any:
         pause = PAUSE_SECONDS_MIN

@@ -45,6 +45,5 @@ class Command(BaseCommand):
             current_app.conf["CELERY_DB_REUSE_MAX"] = 1_000_000_000
         worker_ready.connect(lambda **_: metrics.serve(), weak=False)
         name = f"{role}.{index}.{os.getpid()}@{socket.gethostname()}"
-        level = settings.LOGGING["root"]["level"]
-        quiet = ["--without-gossip", "--without-mingle", "--loglevel", level]
+        quiet = ["--without-gossip", "--without-mingle", "--loglevel", settings.LOG_LEVEL]
         current_app.worker_main(["worker", "--queues", ",".join(queues), "--hostname", name, *quiet, *ROLES[role]])

@@ -1,0 +1,109 @@
+"""A whole private stack for the tests in this folder: web, relay, workers and Flower as real processes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import psycopg
+import pytest
+
+from compose import local
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass
+class Bank:
+    """The stack as a client, an operator and an auditor see it."""
+
+    stack: dict[str, Any]
+    client: httpx.Client
+    accounts: list[str]
+
+    def order(self, debit: str, credit: str, amount_minor: int, **more: Any) -> dict[str, Any]:
+        return {
+            "debit_account": debit,
+            "credit_account": credit,
+            "amount_minor": amount_minor,
+            "currency": "EUR",
+            **more,
+        }
+
+    def send(self, debit: str, credit: str, amount_minor: int, **more: Any) -> dict[str, Any]:
+        answer = self.client.post(
+            "transfers", json=self.order(debit, credit, amount_minor, **more), headers={"Idempotency-Key": str(uuid4())}
+        )
+        assert answer.status_code == 202, answer.text
+        return answer.json()
+
+    def ended(self, transfer_id: str, seconds: float = 30) -> dict[str, Any]:
+        """Wait for the transfer's end or waiting room, and return it."""
+        deadline = time.monotonic() + seconds
+        while True:
+            transfer = self.client.get(f"transfers/{transfer_id}", headers={"Prefer": "wait=5"}).json()
+            if transfer["status"] not in ("accepted", "approved") or time.monotonic() > deadline:
+                return transfer
+
+    def balance(self, account: str) -> int:
+        return self.client.get(f"accounts/{account}/balance").json()["posted_minor"]
+
+    def rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.stack["database_url"]) as database:
+            return database.execute(sql, parameters).fetchall()
+
+    def batch_ended(self, batch_id: str, seconds: float = 60) -> dict[str, int]:
+        deadline = time.monotonic() + seconds
+        while True:
+            counts = self.client.get(f"batches/{batch_id}").json()["status_counts"]
+            waiting = counts.get("accepted", 0) + counts.get("approved", 0)
+            if not waiting or time.monotonic() > deadline:
+                return {status: number for status, number in counts.items() if number}
+            time.sleep(0.1)
+
+    def pids(self, role: str) -> list[int]:
+        return json.loads(Path(self.stack["file"]).read_text())["pids"][role]
+
+    def manage(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "manage.py", *arguments],
+            cwd=ROOT,
+            env={**os.environ, **self.stack["environment"]},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def bank() -> Iterator[Bank]:
+    with local.stack(name="flows") as stack:
+        seeded = subprocess.run(
+            [sys.executable, "manage.py", "seed_demo", "--accounts", "40", "--opening-minor", "100000", "--json"],
+            cwd=ROOT,
+            env={**os.environ, **stack["environment"]},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        seed = json.loads(seeded.stdout)
+        headers = {"Authorization": f"Bearer {seed['token']}"}
+        with httpx.Client(base_url=f"{stack['api']}/api/v1/", headers=headers, timeout=30) as client:
+            yield Bank(stack, client, seed["accounts"])
+
+
+@pytest.fixture
+def books_balance(bank: Bank) -> Callable[[], None]:
+    def prove() -> None:
+        proof = bank.manage("prove_books", "--json")
+        assert (proof.returncode, json.loads(proof.stdout)["violations"]) == (0, [])
+
+    return prove

@@ -1,0 +1,185 @@
+"""Real transfers through real processes: what a client, a customer and an operator see of them."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+from kombu import Connection
+
+from tests.flows.conftest import Bank
+
+
+def _wait_for(fact: Callable[[], bool], seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while not fact():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_a_transfer_travels_the_whole_way(bank: Bank, books_balance: Callable[[], None]) -> None:
+    payer, payee = bank.accounts[0], bank.accounts[2]
+    before = bank.balance(payer), bank.balance(payee)
+
+    transfer = bank.ended(bank.send(payer, payee, 1234, reference="rent")["id"])
+
+    assert (transfer["status"], transfer["status_reason"], transfer["amount_minor"]) == ("posted", None, 1234)
+    assert (bank.balance(payer), bank.balance(payee)) == (before[0] - 1234, before[1] + 1234)
+    events = bank.rows("SELECT type FROM messaging_event WHERE subject = %s ORDER BY id", transfer["id"])
+    assert [row[0] for row in events] == ["transfer.accepted", "transfer.approved", "transfer.posted"]
+    entry = bank.client.get(f"accounts/{payer}/entries").json()["results"][0]
+    assert (entry["side"], entry["amount_minor"], entry["balance_after_minor"]) == ("D", 1234, before[0] - 1234)
+    books_balance()
+
+
+def test_both_customers_are_told_once(bank: Bank) -> None:
+    payer, payee = bank.accounts[0], bank.accounts[20]  # The seed gives both in-app, and e-mail as well.
+
+    transfer = bank.ended(bank.send(payer, payee, 77)["id"])
+
+    sql = (
+        "SELECT channel, state, title FROM notifications_notification WHERE transfer = %s"
+        " ORDER BY channel DESC, title DESC"
+    )
+    expected = [
+        ("in_app", "delivered", "Your transfer of 0.77 EUR was made."),
+        ("in_app", "delivered", "You received 0.77 EUR."),
+        ("email", "delivered", "Your transfer of 0.77 EUR was made."),
+        ("email", "delivered", "You received 0.77 EUR."),
+    ]
+    _wait_for(lambda: sorted(bank.rows(sql, transfer["id"])) == sorted(expected))
+    assert sorted(bank.rows(sql, transfer["id"])) == sorted(expected)
+    mails = Path(bank.stack["environment"]["EMAIL_URL"].removeprefix("filemail:///"))
+    sent = [m for m in mails.glob("*") if f"Transfer: {transfer['id']}" in m.read_text()]
+    assert len(sent) == 2
+
+
+def test_too_little_money_is_a_rejection_and_moves_nothing(bank: Bank) -> None:
+    payer, payee = bank.accounts[3], bank.accounts[4]
+    before = bank.balance(payer), bank.balance(payee)
+
+    transfer = bank.ended(bank.send(payer, payee, before[0] + 1)["id"])
+
+    assert (transfer["status"], transfer["status_reason"]) == ("rejected", "insufficient_funds")
+    assert (bank.balance(payer), bank.balance(payee)) == before
+
+
+def test_a_large_transfer_waits_for_a_person(bank: Bank) -> None:
+    transfer = bank.ended(bank.send(bank.accounts[5], bank.accounts[6], 1_000_000)["id"])
+
+    assert transfer["status"] == "in_review"
+    reviews = bank.rows("SELECT reasons, decision FROM transfers_review WHERE transfer_id = %s", transfer["id"])
+    assert reviews == [(["amount_over_limit"], "")]
+
+
+def test_fifty_simultaneous_repeats_make_one_transfer(bank: Bank) -> None:
+    key, body = str(uuid4()), bank.order(bank.accounts[7], bank.accounts[8], 5)
+
+    def send(_: int) -> httpx.Response:
+        return bank.client.post("transfers", json=body, headers={"Idempotency-Key": key})
+
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(send, range(50)))
+
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.content for answer in answers}) == 1
+    assert sum("idempotent-replayed" in answer.headers for answer in answers) == 49
+    assert bank.rows("SELECT count(*) FROM transfers_transfer WHERE idempotency_key = %s", key) == [(1,)]
+
+
+def test_a_chain_posts_in_acceptance_order(bank: Bank) -> None:
+    """Each transfer of the chain empties the account that the one before it filled: any other order is refused."""
+    payer, others = bank.accounts[10], bank.accounts[11:16]
+    batch = [bank.order(payer, others[i % 5], 1 + i) for i in range(300)]
+
+    answer = bank.client.post("batches", json={"atomic": True, "transfers": batch}).json()
+
+    assert bank.batch_ended(answer["id"]) == {"posted": 300}
+    lines = bank.rows(
+        "SELECT amount_minor FROM accounts_journalline WHERE account_id = %s AND side = 'D' ORDER BY number", payer
+    )
+    assert [row[0] for row in lines] == list(range(1, 301))
+
+
+def test_killed_workers_and_relay_lose_nothing_and_post_nothing_twice(
+    bank: Bank, books_balance: Callable[[], None]
+) -> None:
+    batches = []
+    for number in range(8):
+        orders = [
+            bank.order(bank.accounts[20 + (i % 10)], bank.accounts[30 + ((i + number) % 10)], 1) for i in range(1000)
+        ]
+        batches.append(bank.client.post("batches", json={"atomic": True, "transfers": orders}).json()["id"])
+        role = ("posting", "risk", "relay", "notifications")[number % 4]
+        victim = bank.pids(role)[0]
+        os.kill(victim, signal.SIGKILL)
+        assert _wait_for(lambda role=role, victim=victim: victim not in bank.pids(role))
+
+    ended = [bank.batch_ended(batch) for batch in batches]
+
+    assert ended == [{"posted": 1000}] * 8
+    twice = bank.rows("SELECT reference FROM accounts_journalentry GROUP BY reference HAVING count(*) > 1")
+    assert twice == []
+    books_balance()
+
+
+def test_a_poisoned_queue_ends_on_the_desk_and_the_worker_lives(bank: Bank) -> None:
+    before = {role: bank.pids(role) for role in ("risk", "posting", "notifications", "maintenance")}
+    bodies = [
+        (b"{not json", "application/json", {"task": "transfers.post_transfers", "id": "1"}),
+        (b'[["x"]]', "application/json", {"task": "transfers.post_transfers", "id": "2"}),
+        (b"[[], {}, {}]", "application/json", {"task": "no.such_task", "id": "3"}),
+        (b'[[["not-a-uuid-list", null]], {}, {}]', "application/json", {"task": "transfers.post_transfers", "id": "4"}),
+        (b'[[[]], {"x": 1}, {}]', "application/json", {"task": "transfers.post_transfers", "id": "5"}),
+        (b"\x80\x04.", "application/x-python-serialize", {"task": "transfers.post_transfers", "id": "6"}),
+        (b"hello", "text/plain", {}),
+    ]
+    marker = str(uuid4())
+    with Connection(bank.stack["broker_url"]) as connection:
+        channel = connection.channel()
+        for body, content_type, headers in bodies:
+            message = channel.prepare_message(
+                body, content_type=content_type, content_encoding="utf-8", headers={**headers, "marker": marker}
+            )
+            channel.basic_publish(message, exchange="bank", routing_key="posting-0")
+
+    sql = "SELECT count(*) FROM messaging_deadletter WHERE headers->>'marker' = %s"
+    assert _wait_for(lambda: bank.rows(sql, marker) == [(len(bodies),)]), bank.rows(sql, marker)
+    assert {role: bank.pids(role) for role in before} == before
+    assert bank.ended(bank.send(bank.accounts[0], bank.accounts[1], 1)["id"])["status"] == "posted"
+
+
+def test_metrics_of_the_contract_are_scraped(bank: Bank) -> None:
+    bank.ended(bank.send(bank.accounts[0], bank.accounts[1], 1)["id"])
+
+    page = "".join(httpx.get(url).text for url in bank.stack["metrics"])
+
+    for name in (
+        'bankcore_transfers_total{reason="",status="posted"}',
+        'bankcore_stage_seconds_bucket{le="0.05",stage="accept"}',
+        'bankcore_stage_seconds_count{stage="risk"}',
+        'bankcore_stage_seconds_count{stage="post"}',
+        'bankcore_stage_seconds_count{stage="end_to_end"}',
+        'bankcore_batch_size_count{stage="post"}',
+        'bankcore_backlog_transfers{stage="posting"}',
+        'bankcore_oldest_seconds{stage="risk"}',
+        "bankcore_outbox_events",
+        "bankcore_outbox_oldest_seconds",
+        'bankcore_admission_total{decision="accepted"}',
+        'bankcore_dead_letters{state="open"}',
+        'bankcore_notifications_total{channel="in_app",outcome="delivered"}',
+        'bankcore_books_violations{check="balance_differs"}',
+        "bankcore_books_proved_timestamp_seconds",
+        "bankcore_retries_total",
+    ):
+        assert name in page, name
+
+
+def test_flower_asks_who_is_there(bank: Bank) -> None:
+    assert httpx.get(f"{bank.stack['flower']}/workers").status_code == 401
