@@ -1,8 +1,7 @@
 """Keeps the processes of one instance alive, and ends every one of them.
 
 The work is done by the library `supervisor`; in here are its configuration, the calls that start and stop programs,
-and a small listener (`python -m compose.supervision FOLDER`) which keeps `pids` in stack.json true, starts again what
-supervisord gave up on, and ends a private run whose parent has vanished.
+and the account of what is running (stack.json). compose/watcher.py is the listener inside supervisord's tree.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import http.client
 import os
 import re
 import resource
-import select
 import shlex
 import signal
 import subprocess
@@ -26,8 +24,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from supervisor import childutils
-
 from compose.instance import REPOSITORY, Instance, StackError, boot_id, read_json, started_at, write_json
 
 SERVERS, ROLES, WATCHER = "servers", "roles", "watcher"
@@ -36,12 +32,10 @@ STOP_SECONDS_MAX = 40.0
 LOOK_SECONDS = 0.1
 # Looks at a program that found it waiting for its next try: about six seconds in all.
 FAILING_LOOKS_MAX = 60
-PARENT_CHECK_SECONDS = 1.0
 LOG_BYTES_MAX = "20MB"
 # supervisord waits one second longer before each further try; when it gives up, the watcher starts it over.
 START_RETRIES = 8
 DESCRIPTORS_WANTED = 4096
-ENDED = ("PROCESS_STATE_EXITED", "PROCESS_STATE_BACKOFF", "PROCESS_STATE_STOPPED")
 
 
 @dataclass(frozen=True)
@@ -198,11 +192,11 @@ def _configuration(instance: Instance, programs: list[Program], *, port: int, pa
         "[rpcinterface:supervisor]",
         "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
         f"[eventlistener:{WATCHER}]",
-        f"command={_quoted(sys.executable, '-m', 'compose.supervision', str(instance.folder))}",
+        f"command={_quoted(sys.executable, '-m', 'compose.watcher', str(instance.folder))}",
         "events=PROCESS_STATE",
         "buffer_size=1000",
         "autorestart=true",
-        "stopwaitsecs=2",
+        "stopwaitsecs=10",
         "stderr_logfile=%(here)s/logs/watcher.log",
         f"stderr_logfile_maxbytes={LOG_BYTES_MAX}",
     ]
@@ -275,10 +269,10 @@ def end_leftovers(instance: Instance) -> bool:
         groups = [int(pid) for pid, started in record["processes"].items() if _is_ours(int(pid), started)]
         found = bool(groups)
         for sign, patience in ((signal.SIGTERM, 5.0), (signal.SIGQUIT, 1.0), (signal.SIGKILL, 5.0)):
-            groups = [group for group in groups if _signal_group(group, sign)]
+            groups = [group for group in groups if signal_group(group, sign)]
             deadline = time.monotonic() + patience
             while groups and time.monotonic() < deadline:
-                groups = [group for group in groups if _signal_group(group, 0)]
+                groups = [group for group in groups if signal_group(group, 0)]
                 time.sleep(0.05)
     (instance.folder / "processes.json").unlink(missing_ok=True)
     return found
@@ -287,73 +281,13 @@ def end_leftovers(instance: Instance) -> bool:
 def _is_ours(pid: int, started: str | None) -> bool:
     # A dead leader's orphans keep its number from being given to anyone else, so the group is still ours.
     now = started_at(pid)
-    return started is not None and (now == started or (now is None and _signal_group(pid, 0)))
+    return started is not None and (now == started or (now is None and signal_group(pid, 0)))
 
 
-def _signal_group(group: int, sign: int) -> bool:
+def signal_group(group: int, sign: int) -> bool:
     """Signal a process group; False if nobody is left in it."""
     try:
         os.killpg(group, sign)
     except (ProcessLookupError, PermissionError):
         return False
     return True
-
-
-# -- the watcher -------------------------------------------------------------------------------------------------------
-
-
-def watch(folder: Path) -> None:
-    """The listener's loop: one event at a time from standard input, and a look at the parent in between."""
-    instance = Instance(folder=folder, throwaway=bool(read_json(folder / "control.json").get("parent")))
-    supervisor = _connected(instance)
-    childutils.listener.ready(sys.stdout)
-    while True:
-        if instance.throwaway and not _parent_lives(instance):
-            with contextlib.suppress(*RPC_ERRORS):
-                supervisor.rpc.shutdown()
-            time.sleep(PARENT_CHECK_SECONDS)
-        if not select.select([sys.stdin], [], [], PARENT_CHECK_SECONDS)[0]:
-            continue
-        line = sys.stdin.readline()
-        if not line:
-            # supervisord is gone without stopping anything: a private run must not stay behind.
-            if instance.throwaway:
-                end_leftovers(instance)
-            return
-        headers = childutils.get_headers(line)
-        payload = childutils.get_headers(sys.stdin.read(int(headers["len"])))
-        _react(instance, supervisor, headers["eventname"], payload)
-        childutils.listener.ok(sys.stdout)
-        childutils.listener.ready(sys.stdout)
-
-
-def _connected(instance: Instance) -> Supervisor:
-    # The listener is started while its parent is still writing control.json.
-    deadline = time.monotonic() + 10
-    while True:
-        with contextlib.suppress(StackError, KeyError):
-            supervisor = Supervisor(instance)
-            if supervisor.pid == os.getppid():
-                return supervisor
-        if time.monotonic() > deadline:
-            raise StackError("The watcher found no supervisord.")
-        time.sleep(0.02)
-
-
-def _parent_lives(instance: Instance) -> bool:
-    control = read_json(instance.folder / "control.json")
-    return bool(control) and started_at(control["parent"]) == control["parent_started_at"]
-
-
-def _react(instance: Instance, supervisor: Supervisor, event: str, payload: Mapping[str, str]) -> None:
-    if event in ENDED and payload.get("pid", "0") != "0":
-        # As in a container: when the first process is dead, so are its children (they would keep its port).
-        _signal_group(int(payload["pid"]), signal.SIGKILL)
-    with contextlib.suppress(*RPC_ERRORS):
-        if event == "PROCESS_STATE_FATAL":
-            supervisor.start(f"{payload['groupname']}:{payload['processname']}")
-        publish(instance, supervisor)
-
-
-if __name__ == "__main__":
-    watch(Path(sys.argv[1]))

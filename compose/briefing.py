@@ -1,0 +1,106 @@
+"""What a stack's processes are told (their environment), and what the people using it are (addresses, credentials)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import urllib.parse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compose.instance import REPOSITORY, Instance, StackError, read_json, write_json, write_private
+from compose.roles import Roles
+from compose.servers import Servers
+
+STAFF = ("admin", "operations")
+SCOPES = "accounts:read accounts:write transfers:read transfers:write staff ops:replay"
+
+
+def environment_of(
+    instance: Instance, servers: Servers, known: Mapping[str, str], more: Mapping[str, str]
+) -> dict[str, str]:
+    mail = instance.folder / "mail"
+    mail.mkdir(mode=0o700, exist_ok=True)
+    return {
+        "DJANGO_SETTINGS_MODULE": "bankcore.settings",
+        "DATABASE_URL": servers.database_url,
+        "BROKER_URL": servers.broker_url,
+        "REDIS_URL": servers.redis_url,
+        "SECRET_KEY": os.environ.get("SECRET_KEY") or known["secret_key"],
+        "ALLOWED_HOSTS": os.environ.get("ALLOWED_HOSTS", "127.0.0.1,localhost"),
+        "EMAIL_URL": os.environ.get("EMAIL_URL") or _mail_url(mail),
+        "BANKCORE_STACK": str(instance.stack_file),
+        "BANKCORE_ENV_FILE": str(instance.env_file),
+        **more,
+    }
+
+
+def _mail_url(folder: Path) -> str:
+    # django-environ cuts off one slash of the path.
+    return "filemail:///" + urllib.parse.quote(str(folder))
+
+
+def write_env_file(instance: Instance, variables: Mapping[str, str]) -> None:
+    lines = (f"{name}='{value}'\n" for name, value in variables.items() if "'" not in value and "\n" not in value)
+    write_private(instance.env_file, "".join(lines))
+
+
+def describe(instance: Instance, servers: Servers, planned: Roles, variables: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "api": planned.web_url,
+        "admin": planned.web_url and f"{planned.web_url}/admin/",
+        "flower": planned.flower_url,
+        "metrics": planned.metrics,
+        "database_url": servers.database_url,
+        "broker_url": servers.broker_url,
+        "redis_url": servers.redis_url,
+        "database": servers.database,
+        "broker": servers.broker,
+        "broker_api_url": servers.broker_api_url,
+        "file": str(instance.stack_file),
+        "credentials": str(instance.credentials_file),
+        "logs": str(instance.logs),
+        "environment": dict(variables),
+    }
+
+
+def write_credentials(
+    instance: Instance, servers: Servers, known: Mapping[str, str], variables: Mapping[str, str]
+) -> None:
+    """Create two staff users (a review needs four eyes) and a token, and note them where only the owner can read."""
+    for name in STAFF:
+        staff = {"DJANGO_SUPERUSER_USERNAME": name, "DJANGO_SUPERUSER_EMAIL": f"{name}@bankcore.localhost"}
+        with contextlib.suppress(StackError):
+            # It is there already, with the same password, when the data of an earlier `make up` is used again.
+            staff["DJANGO_SUPERUSER_PASSWORD"] = known[name]
+            manage("createsuperuser", "--noinput", variables={**variables, **staff})
+    earlier = read_json(instance.credentials_file).get("token", "")
+    token = earlier or manage("issue_token", "--client", "local", "--scopes", SCOPES, variables=variables).strip()
+    write_json(
+        instance.credentials_file,
+        {
+            "admin": {"username": "admin", "password": known["admin"]},
+            "second_admin": {"username": "operations", "password": known["operations"]},
+            "flower": {"username": "staff", "password": known["flower"]},
+            "token": token,
+            "broker": {"api": servers.broker_api_url, "username": "operator", "password": known["broker_operator"]},
+        },
+    )
+
+
+def manage(*command: str, variables: Mapping[str, str]) -> str:
+    answer = subprocess.run(
+        [sys.executable, "manage.py", *command],
+        cwd=REPOSITORY,
+        env={**os.environ, **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if answer.returncode:
+        raise StackError(f"manage.py {command[0]} failed:\n{(answer.stdout + answer.stderr).strip()[-4000:]}")
+    return answer.stdout

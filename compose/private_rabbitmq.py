@@ -1,0 +1,145 @@
+"""A RabbitMQ of the instance's own: one node with its own port mapper and cookie, on 127.0.0.1 only, without guest."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import amqp
+
+from compose import packages
+from compose.homes import Home, make_home
+from compose.instance import REPOSITORY, Instance
+from compose.packages import Found
+from compose.servers import START_SECONDS_MAX, Servers
+from compose.supervision import SERVERS, Program, Supervisor
+
+
+def add_rabbitmq(
+    servers: Servers, instance: Instance, found: Found, ports: Iterator[int], known: Mapping[str, str]
+) -> None:
+    """Set up RabbitMQ: its own node, port mapper and cookie, vhost `bank`, three users and no guest."""
+    home = make_home(instance, "rabbitmq", ("rabbitmq",), spaces=False)
+    port, management, metrics, distribution, mapper = (next(ports) for _ in range(5))
+    definitions = home.write("definitions.json", json.dumps(_definitions(known)))
+    home.write("enabled_plugins", (REPOSITORY / "compose" / "rabbitmq" / "enabled_plugins").read_text())
+    home.write("rabbitmq-env.conf", "")
+    home.write(
+        "rabbitmq.conf",
+        (REPOSITORY / "compose" / "rabbitmq" / "rabbitmq.conf").read_text()
+        + f"listeners.tcp.1 = 127.0.0.1:{port}\n"
+        + f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n"
+        + f"prometheus.tcp.ip = 127.0.0.1\nprometheus.tcp.port = {metrics}\n"
+        + f"load_definitions = {definitions}\n",
+    )
+    # Erlang insists that nobody but its owner can read the cookie, and writes to none that is there.
+    cookie = home.folder / ".erlang.cookie"
+    if not cookie.exists():
+        home.write(".erlang.cookie", known["broker_cookie"])
+        cookie.chmod(0o400)
+    environment = home.environment | _rabbitmq_environment(home, mapper=mapper, distribution=distribution)
+    servers.programs += [
+        Program(
+            name="epmd",
+            arguments=[str(packages.epmd(found.program)), "-port", str(mapper), "-address", "127.0.0.1"],
+            directory=str(home.folder),
+            group=SERVERS,
+            environment=environment,
+            user=home.user,
+        ),
+        Program(
+            name="rabbitmq",
+            arguments=[str(found.program)],
+            directory=str(home.folder),
+            group=SERVERS,
+            environment=environment,
+            user=home.user,
+            # Its stores are flushed and closed at once; the seven seconds that follow are waiting only.
+            stop_signal="KILL" if instance.throwaway else "TERM",
+            stop_seconds=3,
+        ),
+    ]
+
+    def ready(supervisor: Supervisor) -> None:
+        supervisor.wait_for(
+            found.name,
+            lambda: _broker_answers(port, known["broker"]),
+            program="rabbitmq",
+            seconds=START_SECONDS_MAX,
+        )
+
+    servers.broker = "rabbitmq"
+    servers.mapper_port = mapper
+    servers.broker_url = f"amqp://bankcore:{known['broker']}@127.0.0.1:{port}/bank"
+    servers.broker_api_url = f"http://operator:{known['broker_operator']}@127.0.0.1:{management}/api/"
+    servers.broker_monitor_api_url = f"http://monitor:{known['broker_monitor']}@127.0.0.1:{management}/api/"
+    servers.readies.append(ready)
+
+
+def _rabbitmq_environment(home: Home, *, mapper: int, distribution: int) -> dict[str, str]:
+    folder = home.folder
+    return {
+        "ERL_EPMD_PORT": str(mapper),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_CRASH_DUMP_BYTES": "0",
+        # The start script then becomes the Erlang machine, instead of staying beside it.
+        "RUNNING_UNDER_SYSTEMD": "true",
+        "RABBITMQ_NODENAME": "bank@localhost",
+        "RABBITMQ_DIST_PORT": str(distribution),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+        "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(folder / "log"),
+        "RABBITMQ_PID_FILE": str(folder / "rabbitmq.pid"),
+        "RABBITMQ_GENERATED_CONFIG_DIR": str(folder / "config"),
+        "RABBITMQ_SCHEMA_DIR": str(folder / "schema"),
+    }
+
+
+def _definitions(known: Mapping[str, str]) -> dict[str, Any]:
+    """The broker's first state: the application's user, one for people and tests, one that may only look."""
+    users: tuple[tuple[str, str, list[str], str, str, str], ...] = (
+        ("bankcore", known["broker"], [], ".*", ".*", ".*"),
+        ("operator", known["broker_operator"], ["administrator"], ".*", ".*", ".*"),
+        ("monitor", known["broker_monitor"], ["monitoring"], "^$", "^$", ".*"),
+    )
+    return {
+        "users": [
+            {
+                "name": name,
+                "password_hash": _password_hash(password),
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": tags,
+            }
+            for name, password, tags, *_ in users
+        ],
+        "vhosts": [{"name": "bank"}],
+        "permissions": [
+            {"user": name, "vhost": "bank", "configure": configure, "write": write, "read": read}
+            for name, _, _, configure, write, read in users
+        ],
+    }
+
+
+def _password_hash(password: str) -> str:
+    salt = secrets.token_bytes(4)
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
+
+
+def _broker_answers(port: int, password: str) -> bool:
+    address = f"127.0.0.1:{port}"
+    try:
+        with amqp.Connection(
+            address, userid="bankcore", password=password, virtual_host="bank", connect_timeout=2
+        ) as connection:
+            connection.channel().close()
+    except (OSError, amqp.exceptions.AMQPError):
+        return False
+    return True
