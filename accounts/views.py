@@ -35,6 +35,8 @@ class Accounts(View):
 
     @extend_schema(
         operation_id="list_accounts",
+        tags=["accounts"],
+        description="List the accounts the caller may see, newest first.",
         parameters=[OpenApiParameter("status", str), OpenApiParameter("currency", str), *PAGES],
         responses={200: AccountPage, **PROBLEMS},
     )
@@ -46,6 +48,8 @@ class Accounts(View):
 
     @extend_schema(
         operation_id="open_account",
+        tags=["accounts"],
+        description="Open an account. Only staff name another customer or set a limit.",
         request=AccountOrder,
         responses={201: AccountShown, 413: Problem, 415: Problem, **PROBLEMS},
     )
@@ -67,7 +71,12 @@ class Accounts(View):
 class OneAccount(View):
     scopes = {"GET": "accounts:read"}
 
-    @extend_schema(operation_id="get_account", responses={200: AccountShown, **PROBLEMS})
+    @extend_schema(
+        operation_id="get_account",
+        tags=["accounts"],
+        description="Show one account.",
+        responses={200: AccountShown, **PROBLEMS},
+    )
     def get(self, request: Any, account_id: str) -> HttpResponse:
         read_query(request, {})
         return json_response(show_account(find_account(request.user, account_id)))
@@ -76,7 +85,13 @@ class OneAccount(View):
 class Entries(View):
     scopes = {"GET": "accounts:read"}
 
-    @extend_schema(operation_id="list_account_entries", parameters=PAGES, responses={200: LinePage, **PROBLEMS})
+    @extend_schema(
+        operation_id="list_account_entries",
+        tags=["accounts"],
+        description="List the journal lines of an account, newest first.",
+        parameters=PAGES,
+        responses={200: LinePage, **PROBLEMS},
+    )
     def get(self, request: Any, account_id: str) -> HttpResponse:
         read_query(request, {})
         account, page = find_account(request.user, account_id), NewestFirst(key="number")

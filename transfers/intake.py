@@ -10,12 +10,13 @@ from psycopg.types.numeric import Int8
 
 from accounts.access import Client
 from bankcore.database import fetch_all
-from bankcore.identifiers import new_id
+from bankcore.errors import BankError, Unavailable
+from bankcore.identifiers import new_id, parse_id
 from bankcore.logs import current_request_id
 from bankcore.metrics import admission, count_transfers, stage_seconds
 from transfers.errors import ExternalIdReused, IdempotencyKeyReused
 from transfers.models import Transfer
-from transfers.orders import TransferOrder, read_accounts, refusal
+from transfers.orders import TransferOrder, read_accounts, refusal, too_late
 from transfers.states import Status
 
 
@@ -27,17 +28,24 @@ class Accepted:
     replayed: bool
 
 
-# One statement is one transaction and one round trip, which is why this does not go through outbox.record. Whoever
-# comes second with a key or an external_id waits here for the first to commit, and then inserts nothing.
+# One statement is one transaction and one round trip, which is why this does not go through outbox.record. It inserts
+# nothing when the accounts do not allow it (`orders.refusal` has the same rules and says why), or when the key or the
+# external_id is taken: whoever comes second with one waits here for the first to commit.
 _ACCEPT = """
 WITH accepted AS (
     INSERT INTO transfers_transfer
            (id, client, initiator_id, idempotency_key, fingerprint, debit_account_id, credit_account_id, amount_minor,
             currency, reference, external_id, metadata, execute_on, expires_at, request_id, status)
-    VALUES (%(id)s, %(namespace)s, %(initiator)s, %(key)s, %(fingerprint)s, %(debit)s, %(credit)s, %(amount)s,
-            %(currency)s, %(reference)s, %(external_id)s, %(metadata)s, %(execute_on)s, %(expires_at)s, %(request_id)s,
-            CASE WHEN %(execute_on)s::date > (statement_timestamp() AT TIME ZONE 'UTC')::date
-                 THEN 'scheduled' ELSE 'accepted' END)
+    SELECT %(id)s, %(namespace)s, %(initiator)s, %(key)s, %(fingerprint)s, debit.id, credit.id, %(amount)s,
+           %(currency)s::text, %(reference)s, %(external_id)s, %(metadata)s, %(execute_on)s, %(expires_at)s,
+           %(request_id)s,
+           CASE WHEN %(execute_on)s::date > (statement_timestamp() AT TIME ZONE 'UTC')::date
+                THEN 'scheduled' ELSE 'accepted' END
+      FROM accounts_account AS debit, accounts_account AS credit
+     WHERE debit.id = %(debit)s AND credit.id = %(credit)s
+       AND debit.status = 'open' AND credit.status = 'open'
+       AND debit.currency = %(currency)s::text AND credit.currency = %(currency)s::text
+       AND (%(is_staff)s OR debit.customer_id = %(customer)s)
     ON CONFLICT DO NOTHING
     RETURNING id, created_at, debit_account_id, execute_on
 ), announced AS (
@@ -49,6 +57,7 @@ WITH accepted AS (
 SELECT created_at FROM accepted
 """
 _BY_KEY = "SELECT id, fingerprint, created_at FROM transfers_transfer WHERE client = %s AND idempotency_key = %s"
+_BY_EXTERNAL_ID = "SELECT id FROM transfers_transfer WHERE client = %s AND external_id = %s::text"
 
 
 def accept_transfer(order: TransferOrder, *, client: Client, idempotency_key: str) -> Accepted:
@@ -63,20 +72,15 @@ def accept_transfer(order: TransferOrder, *, client: Client, idempotency_key: st
     """
     started = time.monotonic()
     fingerprint = order.fingerprint()
-    refused = refusal(order, read_accounts((order.debit_account, order.credit_account)), client)
-    if refused is not None:
+    transfer_id = new_id()
+    columns = _columns(order, client, idempotency_key, fingerprint) | {"id": transfer_id}
+    rows = [] if too_late(order) else fetch_all(_ACCEPT, columns)
+    if not rows:
         # A repetition gets its first answer, whatever has become of the accounts since.
         if earlier := _replay(order, client, idempotency_key, fingerprint):
             return earlier
         admission.labels("refused").inc()
-        raise refused
-
-    transfer_id = new_id()
-    rows = fetch_all(_ACCEPT, _columns(order, client, idempotency_key, fingerprint) | {"id": transfer_id})
-    if not rows:
-        if earlier := _replay(order, client, idempotency_key, fingerprint):
-            return earlier
-        raise ExternalIdReused
+        raise _why_not(order, client)
     transfer = _as_accepted(order, transfer_id, rows[0][0])
     stage_seconds.labels("accept").observe(time.monotonic() - started)
     admission.labels("accepted").inc()
@@ -90,8 +94,10 @@ def _columns(order: TransferOrder, client: Client, idempotency_key: str, fingerp
         "initiator": client.staff_user_id,
         "key": idempotency_key,
         "fingerprint": fingerprint,
-        "debit": order.debit_account,
-        "credit": order.credit_account,
+        "debit": parse_id(order.debit_account),
+        "credit": parse_id(order.credit_account),
+        "is_staff": client.is_staff,
+        "customer": client.customer_id,
         # One width, or each magnitude of number would be a prepared statement of its own.
         "amount": Int8(order.amount_minor),
         "currency": order.currency,
@@ -104,6 +110,15 @@ def _columns(order: TransferOrder, client: Client, idempotency_key: str, fingerp
         "actor": client.name,
         "data": Jsonb({"amount_minor": order.amount_minor, "currency": order.currency}),
     }
+
+
+def _why_not(order: TransferOrder, client: Client) -> BankError:
+    if refused := refusal(order, read_accounts((order.debit_account, order.credit_account)), client):
+        return refused
+    if fetch_all(_BY_EXTERNAL_ID, (client.namespace, order.external_id)):
+        return ExternalIdReused()
+    # An account has become usable between the two looks at it.
+    return Unavailable(retry_after=1)
 
 
 def _replay(order: TransferOrder, client: Client, idempotency_key: str, fingerprint: bytes) -> Accepted | None:

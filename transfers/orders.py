@@ -131,15 +131,16 @@ def refusal(order: TransferOrder, accounts: Accounts, client: Client) -> BankErr
             return _refused(_NOT_OPEN[account.status], [side])
     if not debit.currency == credit.currency == order.currency:
         return _refused(CurrencyMismatch, ["currency"])
-    return _too_late(order, datetime.now(UTC))
+    return too_late(order)
 
 
 def _refused(kind: type[BankError], fields: list[str]) -> BankError:
     return kind(errors=[FieldError(field, kind.code, f"{kind.title}.") for field in fields])
 
 
-def _too_late(order: TransferOrder, now: datetime) -> BankError | None:
-    errors = []
+def too_late(order: TransferOrder) -> BankError | None:
+    """Refuse days and moments that have passed; checked here and not with the form, because repetitions are exempt."""
+    errors, now = [], datetime.now(UTC)
     if order.execute_on is not None and order.execute_on < now.date():
         errors.append(FieldError("execute_on", "in_the_past", "Give today or a later day (UTC)."))
     if order.expires_at is not None and order.expires_at <= max(now, _start(order.execute_on)):

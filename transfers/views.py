@@ -69,7 +69,11 @@ class Transfers(View):
     scopes = {"GET": "transfers:read", "POST": "transfers:write"}
 
     @extend_schema(
-        operation_id="list_transfers", parameters=[*FILTERS, *PAGES], responses={200: shapes.TransferPage, **PROBLEMS}
+        operation_id="list_transfers",
+        tags=["transfers"],
+        description="List transfers from or to the caller's accounts, newest first.",
+        parameters=[*FILTERS, *PAGES],
+        responses={200: shapes.TransferPage, **PROBLEMS},
     )
     def get(self, request: Any) -> HttpResponse:
         parsers = dict.fromkeys(("account", "reference", "external_id", "batch"), str)
@@ -80,6 +84,8 @@ class Transfers(View):
 
     @extend_schema(
         operation_id="create_transfer",
+        tags=["transfers"],
+        description="Order a transfer. 202 means that it is durable; repeating key and body is safe.",
         parameters=[KEY],
         request=TransferOrder,
         responses={202: shapes.TransferShown, **ORDER_PROBLEMS},
@@ -95,7 +101,13 @@ class Transfers(View):
 class OneTransfer(View):
     scopes = {"GET": "transfers:read"}
 
-    @extend_schema(operation_id="get_transfer", parameters=[PREFER], responses={200: shapes.TransferShown, **PROBLEMS})
+    @extend_schema(
+        operation_id="get_transfer",
+        tags=["transfers"],
+        description="Show a transfer; with `Prefer: wait=N`, once it has come to rest or the time is up.",
+        parameters=[PREFER],
+        responses={200: shapes.TransferShown, **PROBLEMS},
+    )
     def get(self, request: Any, transfer_id: str) -> HttpResponse:
         read_query(request, {})
         transfer, headers = find_transfer(request.user, transfer_id), {}
@@ -112,6 +124,8 @@ class Cancel(View):
 
     @extend_schema(
         operation_id="cancel_transfer",
+        tags=["transfers"],
+        description="Cancel a transfer whose money has not moved yet.",
         request=None,
         responses={200: shapes.TransferShown, 409: Problem, **PROBLEMS},
     )
@@ -123,7 +137,12 @@ class Cancel(View):
 class TransferTimeline(View):
     scopes = {"GET": "transfers:read"}
 
-    @extend_schema(operation_id="get_timeline", responses={200: shapes.Timeline, **PROBLEMS})
+    @extend_schema(
+        operation_id="get_timeline",
+        tags=["transfers"],
+        description="Show what has happened to a transfer, oldest first.",
+        responses={200: shapes.Timeline, **PROBLEMS},
+    )
     def get(self, request: Any, transfer_id: str) -> HttpResponse:
         read_query(request, {})
         transfer = find_transfer(request.user, transfer_id)
@@ -136,6 +155,8 @@ class Batches(View):
 
     @extend_schema(
         operation_id="create_batch",
+        tags=["batches"],
+        description="Order up to 10,000 transfers at once: all or none (`atomic`), or those that can be taken.",
         parameters=[KEY_OPTIONAL],
         request=OpenApiRequest(shapes.BatchOrderShown),
         responses={202: shapes.BatchShown, **ORDER_PROBLEMS},
@@ -153,7 +174,12 @@ class Batches(View):
 class OneBatch(View):
     scopes = {"GET": "transfers:read"}
 
-    @extend_schema(operation_id="get_batch", responses={200: shapes.BatchShown, **PROBLEMS})
+    @extend_schema(
+        operation_id="get_batch",
+        tags=["batches"],
+        description="Show a batch with the number of its transfers in each status.",
+        responses={200: shapes.BatchShown, **PROBLEMS},
+    )
     def get(self, request: Any, batch_id: str) -> HttpResponse:
         read_query(request, {})
         batch = find_batch(request.user, batch_id)
@@ -164,7 +190,11 @@ class BatchTransfers(View):
     scopes = {"GET": "transfers:read"}
 
     @extend_schema(
-        operation_id="list_batch_transfers", parameters=PAGES, responses={200: shapes.TransferPage, **PROBLEMS}
+        operation_id="list_batch_transfers",
+        tags=["batches"],
+        description="List the transfers of a batch, newest first.",
+        parameters=PAGES,
+        responses={200: shapes.TransferPage, **PROBLEMS},
     )
     def get(self, request: Any, batch_id: str) -> HttpResponse:
         read_query(request, {})
@@ -178,6 +208,8 @@ class AccountBalance(View):
 
     @extend_schema(
         operation_id="get_account_balance",
+        tags=["accounts"],
+        description="Show what is posted, held, pending and available now; or what was posted at a past moment.",
         parameters=[OpenApiParameter("at", datetime, description="A past moment: only posted_minor is known of it.")],
         responses={200: shapes.BalanceShown, **PROBLEMS},
     )

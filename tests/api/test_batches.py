@@ -1,0 +1,143 @@
+"""Batches: all rows or none, or the good ones; every bad row is named."""
+
+import time
+from typing import Any
+
+import pytest
+
+from accounts.models import Account
+from bankcore.messaging.models import Event
+from tests.api.conftest import written
+from transfers.models import Transfer
+
+
+def test_an_atomic_batch_is_taken_whole(bank: Any) -> None:
+    rows = [bank.body(amount_minor=n, external_id=f"x{n}", metadata={"n": n}) for n in (1, 2)]
+    rows.append(bank.body(amount_minor=3, execute_on="2099-01-01", expires_at="2099-01-02T00:00:00Z"))
+
+    response = bank.as_anna.post("batches", {"transfers": rows})
+
+    batch = response.json()
+    assert (response.status_code, response["Location"]) == (202, f"/api/v1/batches/{batch['id']}")
+    assert {name: batch[name] for name in ("atomic", "accepted", "refused", "status_counts")} == {
+        "atomic": True, "accepted": 3, "refused": [], "status_counts": {"accepted": 2, "scheduled": 1},
+    }  # fmt: skip
+    assert bank.as_anna.get(f"batches/{batch['id']}").json() == batch
+    shown = bank.as_anna.get(f"batches/{batch['id']}/transfers").json()["results"]
+    assert [(t["amount_minor"], t["external_id"], t["batch"]) for t in shown] == [
+        (3, None, batch["id"]), (2, "x2", batch["id"]), (1, "x1", batch["id"]),
+    ]  # fmt: skip
+    assert shown[2]["metadata"] == {"n": 1}
+    assert (shown[0]["execute_on"], shown[0]["expires_at"]) == ("2099-01-01", "2099-01-02T00:00:00.000000Z")
+    assert list(Event.objects.order_by("id").values_list("subject", flat=True)) == [t["id"] for t in shown[::-1]]
+
+
+def test_an_atomic_batch_with_malformed_rows_keeps_nothing(bank: Any, assert_refused: Any) -> None:
+    rows = [bank.body(), bank.body(amount_minor="1"), 7, bank.body(currency="USD")]
+
+    problem = assert_refused(bank.as_anna.post("batches", {"transfers": rows}), 400, "validation_error")
+
+    assert [(e["field"], e["code"]) for e in problem["errors"]] == [
+        ("transfers.1.amount_minor", "int_type"),
+        ("transfers.2", "model_type"),
+        ("transfers.3.currency", "currency_mismatch"),
+    ]
+
+
+def test_an_atomic_batch_with_refused_rows_keeps_nothing(bank: Any, assert_refused: Any) -> None:
+    Account.objects.filter(id=bank.brunos.id).update(status="closed")
+
+    problem = assert_refused(bank.as_anna.post("batches", {"transfers": [bank.body()]}), 422, "batch_refused")
+
+    assert [(e["field"], e["code"]) for e in problem["errors"]] == [("transfers.0.credit_account", "account_closed")]
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_an_atomic_batch_does_not_reuse_an_external_id(bank: Any, assert_refused: Any, earlier: bool) -> None:
+    rows = [bank.body(external_id="x")] if earlier else [bank.body(external_id="x"), bank.body(external_id="x")]
+    if earlier:
+        bank.as_anna.order(bank.body(external_id="x"))
+
+    problem = assert_refused(bank.as_anna.post("batches", {"transfers": rows}), 422, "batch_refused", before=written())
+
+    assert problem["errors"][0]["code"] == "external_id_reused"
+    assert problem["errors"][0]["field"] == f"transfers.{len(rows) - 1}.external_id"
+
+
+def test_the_good_rows_are_taken_when_the_batch_is_not_atomic(bank: Any) -> None:
+    bank.as_anna.order(bank.body(external_id="old"))
+    rows = [
+        bank.body(), bank.body(amount_minor=0), bank.body(debit_account=str(bank.brunos.id), credit_account="no"),
+        bank.body(external_id="old"), bank.body(external_id="new"), bank.body(external_id="new"), {},
+    ]  # fmt: skip
+
+    batch = bank.as_anna.post("batches", {"atomic": False, "transfers": rows}).json()
+
+    assert (batch["accepted"], batch["status_counts"]) == (2, {"accepted": 2})
+    assert [(row["field"], row["code"]) for row in batch["refused"]] == [
+        ("transfers.1.amount_minor", "greater_than_equal"),
+        ("transfers.2.debit_account", "account_not_found"),
+        ("transfers.2.credit_account", "account_not_found"),
+        ("transfers.3.external_id", "external_id_reused"),
+        ("transfers.5.external_id", "external_id_reused"),
+        *(
+            (f"transfers.6.{name}", "required")
+            for name in ("debit_account", "credit_account", "amount_minor", "currency")
+        ),
+    ]
+    assert written() == (3, 1, 3)
+    assert bank.as_anna.get(f"batches/{batch['id']}").json() == batch
+
+
+def test_a_batch_without_one_good_row_is_refused(bank: Any, assert_refused: Any) -> None:
+    body = {"atomic": False, "transfers": [bank.body(amount_minor=0)]}
+
+    assert_refused(bank.as_anna.post("batches", body), 422, "batch_refused")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({}, 400, "validation_error"),
+        ({"transfers": []}, 400, "validation_error"),
+        ({"transfers": {}}, 400, "validation_error"),
+        ({"transfers": [1], "atomic": "yes"}, 400, "validation_error"),
+        ({"transfers": [1], "id": "x"}, 400, "validation_error"),
+        ({"transfers": [1] * 10_001}, 413, "batch_too_large"),
+        ({"transfers": ["x" * 9_000_000]}, 413, "payload_too_large"),
+        ({"transfers": [{}] * 10_000}, 400, "validation_error"),
+    ],
+)
+def test_a_wrong_batch_is_refused(bank: Any, assert_refused: Any, body: Any, status: int, code: str) -> None:
+    problem = assert_refused(bank.as_anna.post("batches", body), status, code)
+
+    assert len(problem["errors"]) <= 1001
+
+
+def test_the_same_batch_again_gets_the_same_bytes(bank: Any, assert_refused: Any) -> None:
+    body = {"atomic": False, "transfers": [bank.body(), bank.body(amount_minor=0)]}
+    first = bank.as_anna.post("batches", body, idempotency_key="k")
+    again = bank.as_anna.post("batches", body, idempotency_key="k")
+
+    assert (again.status_code, again.content, again["Idempotent-Replayed"]) == (202, first.content, "true")
+    other = bank.as_anna.post("batches", {"transfers": [bank.body()]}, idempotency_key="k")
+    assert_refused(other, 422, "idempotency_key_reused", before=(1, 1, 1))
+
+
+def test_a_batch_is_its_clients_only(bank: Any) -> None:
+    batch_id = bank.as_anna.post("batches", {"transfers": [bank.body()]}).json()["id"]
+
+    for path in (f"batches/{batch_id}", f"batches/{batch_id}/transfers"):
+        assert bank.as_bruno.get(path).status_code == 404
+        assert bank.as_staff.get(path).status_code == 200
+
+
+def test_ten_thousand_rows_are_taken_in_seconds(bank: Any) -> None:
+    rows = [bank.body(amount_minor=n + 1, external_id=f"x{n}") for n in range(10_000)]
+
+    started = time.monotonic()
+    response = bank.as_anna.post("batches", {"transfers": rows})
+    elapsed = time.monotonic() - started
+
+    assert response.json()["accepted"] == Transfer.objects.count() == Event.objects.count() == 10_000
+    assert elapsed < 5
