@@ -67,6 +67,8 @@ class BoundedAdmin(ModelAdmin):
 
     paginator = BoundedPaginator
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    list_disable_select_all = True
     list_per_page = 50
     list_max_show_all = 0
     list_fullwidth = True

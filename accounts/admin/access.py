@@ -29,6 +29,7 @@ class UserAdmin(DjangoUserAdmin, ModelAdmin):
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """What a person did stays theirs: they are made inactive, not deleted."""
@@ -38,6 +39,7 @@ class UserAdmin(DjangoUserAdmin, ModelAdmin):
 @admin.register(Group)
 class GroupAdmin(DjangoGroupAdmin, ModelAdmin):
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
 
 
 class ApiTokenForm(forms.ModelForm):

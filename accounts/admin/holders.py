@@ -19,6 +19,7 @@ from bankcore.pages import Panel, PanelAdmin, ReadOnlyAdmin, amount, list_link, 
 
 RECENT_LINES = 20
 ACCOUNTS_SHOWN_MAX = 100
+SELECTED_MAX = 100
 
 
 @admin.register(Customer)
@@ -143,11 +144,11 @@ class AccountAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Freeze the selected accounts", permissions=["freeze"])
     def freeze_selected(self, request: HttpRequest, queryset: "QuerySet[Account]") -> None:
-        self._turn(request, list(queryset.values_list("pk", flat=True)), freeze_account, "frozen")
+        self._turn_selected(request, queryset, freeze_account, "frozen")
 
     @admin.action(description="Unfreeze the selected accounts", permissions=["freeze"])
     def unfreeze_selected(self, request: HttpRequest, queryset: "QuerySet[Account]") -> None:
-        self._turn(request, list(queryset.values_list("pk", flat=True)), unfreeze_account, "opened again")
+        self._turn_selected(request, queryset, unfreeze_account, "opened again")
 
     @action(
         description="Freeze", icon="ac_unit", url_path="freeze", permissions=["freeze"],
@@ -177,6 +178,15 @@ class AccountAdmin(ReadOnlyAdmin):
         wanted = {"open": "freeze", "frozen": "unfreeze"}.get(account.status if account else "")
         actions = super().get_actions_detail(request, object_id)
         return [a for a in actions if wanted and a.action_name == f"accounts_account_{wanted}"]
+
+    def _turn_selected(
+        self, request: HttpRequest, queryset: "QuerySet[Account]", verb: Callable[..., bool], outcome: str
+    ) -> None:
+        ids = list(queryset.values_list("pk", flat=True)[: SELECTED_MAX + 1])
+        if len(ids) > SELECTED_MAX:
+            self.message_user(request, f"At most {SELECTED_MAX} at a time.", messages.ERROR)
+        else:
+            self._turn(request, ids, verb, outcome)
 
     def _turn(self, request: HttpRequest, ids: list[UUID], verb: Callable[..., bool], outcome: str) -> None:
         # In id order, like everyone who locks accounts.

@@ -96,9 +96,7 @@ def test_an_estimate_stands_for_a_large_table() -> None:
 
 
 def test_a_filtered_count_ends_at_its_limit() -> None:
-    sql = (
-        "INSERT INTO messaging_event (type, partition_key, subject) SELECT 'a', 'p', 's' FROM generate_series(1, 10050)"
-    )
+    sql = "INSERT INTO messaging_event (type, partition_key, subject) SELECT 'a', 'p', 's' FROM generate_series(1, %s)"
     with connection.cursor() as cursor:
         cursor.execute(sql, [COUNT_MAX + 100])
 
@@ -156,6 +154,22 @@ def test_an_account_is_frozen_and_unfrozen_once(desk: Client, accounts: SimpleNa
     events = Event.objects.filter(subject=str(accounts.payer.pk)).order_by("id").values_list("type", "actor")
     assert list(events) == [("account.frozen", "root"), ("account.unfrozen", "root")]
     assert not Event.objects.filter(subject=str(accounts.payee.pk)).exists()
+
+
+def test_no_more_are_frozen_at_once_than_a_page_shows(desk: Client, accounts: SimpleNamespace) -> None:
+    Account.objects.bulk_create(Account(customer=accounts.customer, currency="EUR") for _ in range(100))
+    everything = {"action": "freeze_selected", "_selected_action": [str(accounts.payer.pk)], "select_across": "1"}
+
+    said = desk.post(page(Account, "changelist"), everything, follow=True).content.decode()
+
+    assert "At most 100 at a time." in said
+    assert not Account.objects.filter(status="frozen").exists()
+
+
+@pytest.mark.parametrize("model", READ_ONLY + EDITABLE)
+def test_no_list_counts_its_filters(model: type[Any]) -> None:
+    assert admin.site._registry[model].show_facets == admin.ShowFacets.NEVER
+    assert not admin.site._registry[model].show_full_result_count
 
 
 def test_freezing_needs_the_right(accounts: SimpleNamespace, reviewer: User) -> None:
