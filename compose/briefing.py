@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from compose.instance import REPOSITORY, Instance, StackError, read_json, write_json, write_private
-from compose.roles import Roles
+from compose.roles import FLOWER_USER, Roles
 from compose.servers import Servers
 
 STAFF = ("admin", "operations")
-SCOPES = "accounts:read accounts:write transfers:read transfers:write staff ops:replay"
 
 
 def environment_of(
@@ -67,40 +66,33 @@ def describe(instance: Instance, servers: Servers, planned: Roles, variables: Ma
     }
 
 
-def write_credentials(
+def take_first_steps(
     instance: Instance, servers: Servers, known: Mapping[str, str], variables: Mapping[str, str]
 ) -> None:
-    """Create two staff users (a review needs four eyes) and a token, and note them where only the owner can read."""
-    for name in STAFF:
-        staff = {"DJANGO_SUPERUSER_USERNAME": name, "DJANGO_SUPERUSER_EMAIL": f"{name}@bankcore.localhost"}
-        with contextlib.suppress(StackError):
-            # It is there already, with the same password, when the data of an earlier `make up` is used again.
-            staff["DJANGO_SUPERUSER_PASSWORD"] = known[name]
-            manage("createsuperuser", "--noinput", variables={**variables, **staff})
+    """Make tables, queues, two staff users (a review needs four eyes) and a token, and note what only the owner reads.
+
+    Raises: StackError with what the application said.
+    """
     earlier = read_json(instance.credentials_file).get("token", "")
-    token = earlier or manage("issue_token", "--client", "local", "--scopes", SCOPES, variables=variables).strip()
-    write_json(
-        instance.credentials_file,
-        {
-            "admin": {"username": "admin", "password": known["admin"]},
-            "second_admin": {"username": "operations", "password": known["operations"]},
-            "flower": {"username": "staff", "password": known["flower"]},
-            "token": token,
-            "broker": {"api": servers.broker_api_url, "username": "operator", "password": known["broker_operator"]},
-        },
-    )
-
-
-def manage(*command: str, variables: Mapping[str, str]) -> str:
     answer = subprocess.run(
-        [sys.executable, "manage.py", *command],
+        [sys.executable, "-m", "compose.first_steps"],
         cwd=REPOSITORY,
         env={**os.environ, **variables},
-        stdin=subprocess.DEVNULL,
+        input=json.dumps({"staff": {name: known[name] for name in STAFF}, "token": earlier}),
         capture_output=True,
         text=True,
         check=False,
     )
     if answer.returncode:
-        raise StackError(f"manage.py {command[0]} failed:\n{(answer.stdout + answer.stderr).strip()[-4000:]}")
-    return answer.stdout
+        raise StackError(f"The application could not be set up:\n{(answer.stdout + answer.stderr).strip()[-4000:]}")
+    made = json.loads(answer.stdout.splitlines()[-1])
+    write_json(
+        instance.credentials_file,
+        {
+            "admin": {"username": "admin", "password": made["staff"]["admin"]},
+            "second_admin": {"username": "operations", "password": made["staff"]["operations"]},
+            "flower": {"username": FLOWER_USER, "password": known["flower"]},
+            "token": made["token"],
+            "broker": {"api": servers.broker_api_url, "username": "operator", "password": known["broker_operator"]},
+        },
+    )

@@ -28,6 +28,7 @@ PARTITIONED = ("risk", "posting")
 SINGLE = ("web", "flower")
 WEB_PORT, FLOWER_PORT = 8000, 5555
 WEB_WORKERS, WEB_THREADS = 2, 4
+FLOWER_USER = "staff"
 READY_SECONDS_MAX = 90.0
 # A batch in hand is finished first; what takes longer is redelivered, and has no effect twice.
 STOP_SECONDS = 15
@@ -111,7 +112,7 @@ def _worker(role: str, name: str, index: int, count: int, port: int, environment
 def _flower(
     instance: Instance, port: int, servers: Servers, known: Mapping[str, str], environment: Mapping[str, str]
 ) -> Program:
-    secrets = {"FLOWER_BASIC_AUTH": f"staff:{known['flower']}"}
+    secrets = {"FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{known['flower']}"}
     if servers.broker_monitor_api_url:
         secrets["FLOWER_BROKER_API"] = servers.broker_monitor_api_url
     return Program(

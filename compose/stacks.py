@@ -12,7 +12,7 @@ from typing import Any
 from compose import ladder, supervision
 from compose import roles as our_roles
 from compose import servers as our_servers
-from compose.briefing import describe, environment_of, manage, write_credentials, write_env_file
+from compose.briefing import describe, environment_of, take_first_steps, write_env_file
 from compose.homes import remove_homes
 from compose.instance import Instance, claim_ports, claim_run, load_secrets, remove_tree, write_json
 from compose.roles import ALL_ROLES
@@ -80,9 +80,7 @@ def bring_up(
         our_servers.start(servers, supervisor)
         write_env_file(instance, variables)
         if roles:
-            manage("migrate", "--noinput", variables=variables)
-            manage("declare_topology", variables=variables)
-            write_credentials(instance, servers, known, variables)
+            take_first_steps(instance, servers, known, variables)
             our_roles.start(planned, supervisor)
         write_json(instance.folder / "description.json", describe(instance, servers, planned, variables))
         description = supervision.publish(instance, supervisor)
