@@ -1,0 +1,179 @@
+"""Rules, and the stage that screens by them."""
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from bankcore.identifiers import oldest_id_at
+from bankcore.messaging.models import Event
+from transfers.models import DeniedAccount, Review, Transfer
+from transfers.risk import screening
+from transfers.risk.rules import Facts, Limits, Outcome, assess
+from transfers.risk.screening import check_risk
+
+LIMITS = Limits(review_amount_minor=1000, velocity_count=5)
+
+
+@pytest.mark.parametrize(
+    ("facts", "limits", "outcome", "reasons"),
+    [
+        (Facts(999, 5, False), LIMITS, Outcome.APPROVE, []),
+        (Facts(1000, 5, False), LIMITS, Outcome.REVIEW, ["amount_over_limit"]),
+        (Facts(999, 6, False), LIMITS, Outcome.REVIEW, ["velocity_over_limit"]),
+        (Facts(1000, 6, False), LIMITS, Outcome.REVIEW, ["amount_over_limit", "velocity_over_limit"]),
+        (Facts(1, 0, True), LIMITS, Outcome.DENY, ["account_on_deny_list"]),
+        (
+            Facts(1000, 6, True),
+            LIMITS,
+            Outcome.DENY,
+            ["account_on_deny_list", "amount_over_limit", "velocity_over_limit"],
+        ),
+        (Facts(10**15, 10**6, False), Limits(0, 0), Outcome.APPROVE, []),
+    ],
+)
+def test_the_most_severe_opinion_decides_and_all_reasons_are_kept(facts, limits, outcome, reasons):
+    assert assess(facts, limits) == (outcome, reasons)
+
+
+def heard():
+    """Every event after the one that asked for the screening."""
+    events = Event.objects.exclude(type__in=["transfer.accepted", "transfer.scheduled"]).order_by("id")
+    return list(events.values_list("type", "subject", "data"))
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("status", ["accepted", "scheduled"])
+def test_an_ordinary_transfer_is_approved(accounts, make_transfer, status):
+    alice, bob = accounts(1000, 0)
+    transfer = make_transfer(alice, bob, 100, status, request_id="req-7")
+
+    assert check_risk([transfer.pk]) == 1
+
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.status_reason) == ("approved", "")
+    event = Event.objects.get(type="transfer.approved")
+    assert (event.subject, event.partition_key, event.data) == (str(transfer.pk), str(alice.pk), {})
+    assert (event.request_id, event.published_at, event.attempt) == ("req-7", None, 0)
+    assert Review.objects.count() == 0
+
+
+@pytest.mark.django_db
+def test_a_large_transfer_waits_for_a_person(accounts, make_transfer, settings):
+    settings.RISK_REVIEW_AMOUNT_MINOR = 500
+    alice, bob = accounts(1000, 0)
+    large, small = make_transfer(alice, bob, 500, "accepted"), make_transfer(alice, bob, 499, "accepted")
+
+    check_risk([large.pk, small.pk])
+
+    assert Transfer.objects.get(pk=large.pk).status == "in_review"
+    review = Review.objects.get()
+    assert (review.transfer_id, review.reasons, review.decision) == (large.pk, ["amount_over_limit"], "")
+    assert heard() == [
+        ("transfer.in_review", str(large.pk), {"notes": ["amount_over_limit"]}),
+        ("transfer.approved", str(small.pk), {}),
+    ]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("side", ["payer", "receiver"])
+def test_a_denied_account_neither_pays_nor_receives(accounts, make_transfer, side):
+    alice, bob = accounts(1000, 0)
+    transfer = make_transfer(alice, bob, 100, "accepted")
+    DeniedAccount.objects.create(account=alice if side == "payer" else bob, why="court order")
+
+    check_risk([transfer.pk])
+
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.status_reason) == ("rejected", "risk_denied")
+    data = {"reason": "risk_denied", "notes": ["account_on_deny_list"]}
+    assert heard() == [("transfer.rejected", str(transfer.pk), data)]
+
+
+@pytest.mark.django_db
+def test_only_the_payments_within_the_window_count_for_velocity(accounts, make_transfer, settings):
+    settings.RISK_VELOCITY_COUNT, settings.RISK_VELOCITY_WINDOW_SECONDS = 2, 60
+    alice, bob, carol = accounts(1000, 1000, 1000)
+    before = oldest_id_at(timezone.now() - timedelta(seconds=61))
+    old = make_transfer(alice, carol, 1, "accepted", id=before)
+    of_alice = [make_transfer(alice, carol, 1, "accepted") for _ in range(2)]
+    of_bob = [make_transfer(bob, carol, 1, "accepted") for _ in range(3)]
+
+    check_risk([t.pk for t in [old, *of_alice, *of_bob]])
+
+    statuses = [Transfer.objects.get(pk=t.pk).status for t in [old, *of_alice, *of_bob]]
+    assert statuses == ["approved"] * 3 + ["in_review"] * 3
+    assert list(Review.objects.values_list("reasons", flat=True)) == [["velocity_over_limit"]] * 3
+
+
+@pytest.mark.django_db
+def test_an_expired_transfer_is_rejected_and_opens_no_review(accounts, make_transfer, settings):
+    settings.RISK_REVIEW_AMOUNT_MINOR = 50
+    alice, bob = accounts(1000, 0)
+    transfer = make_transfer(alice, bob, 100, "accepted", expires_at=timezone.now() - timedelta(seconds=1))
+
+    check_risk([transfer.pk])
+
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.status_reason) == ("rejected", "expired")
+    assert Review.objects.count() == 0
+
+
+@pytest.mark.django_db
+def test_events_are_told_in_the_order_asked_for(accounts, make_transfer):
+    alice, bob = accounts(1000, 0)
+    transfers = [make_transfer(alice, bob, 1, "accepted") for _ in range(4)]
+    order = [str(transfers[i].pk) for i in (2, 0, 3, 1)]
+
+    check_risk([transfers[i].pk for i in (2, 0, 3, 1)])
+
+    assert [subject for _, subject, _ in heard()] == order
+
+
+@pytest.mark.django_db
+def test_a_second_screening_does_nothing(accounts, make_transfer):
+    alice, bob = accounts(1000, 0)
+    transfer = make_transfer(alice, bob, 100, "accepted")
+    check_risk([transfer.pk])
+
+    assert check_risk([transfer.pk]) == 0
+
+    assert heard() == [("transfer.approved", str(transfer.pk), {})]
+
+
+@pytest.mark.django_db
+def test_nothing_is_screened_when_its_event_cannot_be_written(accounts, make_transfer, monkeypatch, settings):
+    settings.RISK_REVIEW_AMOUNT_MINOR = 50
+    alice, bob = accounts(1000, 0)
+    transfer = make_transfer(alice, bob, 100, "accepted")
+
+    def fail(events):
+        raise RuntimeError("no outbox")
+
+    monkeypatch.setattr(screening.outbox, "record", fail)
+
+    with pytest.raises(RuntimeError):
+        check_risk([transfer.pk])
+
+    transfer.refresh_from_db()
+    assert (transfer.status, Review.objects.count(), heard()) == ("accepted", 0, [])
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("review_from", [1, 1000])
+def test_screening_takes_as_many_statements_for_200_as_for_one(
+    accounts, make_transfer, statements, settings, review_from
+):
+    settings.RISK_REVIEW_AMOUNT_MINOR = review_from
+    payers = accounts(*[100] * 200)
+    (shop,) = accounts(0)
+    transfers = [make_transfer(payer, shop, 1, "accepted") for payer in [payers[0], *payers]]
+
+    counts = []
+    for some in (transfers[:1], transfers[1:]):
+        statements.clear()
+        assert check_risk([t.pk for t in some]) == len(some)
+        counts.append(len(statements))
+
+    assert counts[0] == counts[1]
+    assert set(Transfer.objects.values_list("status", flat=True)) == {"in_review" if review_from == 1 else "approved"}
