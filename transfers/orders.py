@@ -14,7 +14,7 @@ from accounts.access import Client
 from accounts.errors import AccountClosed, AccountFrozen, AccountNotFound, CurrencyMismatch
 from accounts.models import Account
 from bankcore.database import fetch_all
-from bankcore.errors import BankError, FieldError, Invalid
+from bankcore.errors import BankError, FieldError, Invalid, MalformedJson
 from bankcore.identifiers import parse_id
 from bankcore.money import AMOUNT_MINOR_MAX
 from bankcore.wire import Currency, Day, Moment, OneLine, one_line
@@ -88,7 +88,10 @@ class TransferOrder(BaseModel):
 
 
 def fingerprint(content: Any) -> bytes:
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+    try:
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+    except RecursionError as error:
+        raise MalformedJson("The body nests too deep.") from error
     return sha256(canonical.encode()).digest()
 
 

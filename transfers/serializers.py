@@ -3,15 +3,19 @@
 from datetime import date, datetime
 from typing import Annotated, Any
 
+from django.conf import settings
 from pydantic import BaseModel, ConfigDict, Field
 
 from accounts.models import Account
+from bankcore.api import read_body, read_model, read_query
+from bankcore.errors import FieldError, Invalid
 from bankcore.messaging.models import Event
 from bankcore.moments import format_moment
 from bankcore.wire import Problem
 from transfers.models import Batch, Transfer
 from transfers.orders import TransferOrder
 from transfers.pending import Balance
+from transfers.rowfiles import rows_of_csv, rows_of_ndjson
 from transfers.states import Status
 
 
@@ -23,6 +27,29 @@ class BatchOrder(BaseModel):
     atomic: bool = True
     # Each row is validated on its own, so that a bad one does not hide the others.
     transfers: Annotated[list[Any], Field(min_length=1)]
+
+
+_ROW_READERS = {"application/x-ndjson": rows_of_ndjson, "text/csv": rows_of_csv}
+
+
+def read_batch_order(request: Any) -> BatchOrder:
+    """Read a batch as one JSON object, or its rows alone as NDJSON or CSV, with `?atomic=` in the address."""
+    bytes_max = settings.BATCH_BYTES_MAX
+    media_type = request.META.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+    if media_type not in _ROW_READERS:
+        read_query(request, {})
+        return read_model(request, BatchOrder, bytes_max)
+    atomic = read_query(request, {"atomic": _flag}).get("atomic", True)
+    rows = _ROW_READERS[media_type](read_body(request, bytes_max, content_types=[media_type]))
+    if not rows:
+        raise Invalid(errors=[FieldError("transfers", "too_short", "There is no row.")])
+    return BatchOrder(atomic=atomic, transfers=rows)
+
+
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("Give true or false.")
+    return text == "true"
 
 
 class BatchOrderShown(BatchOrder):

@@ -6,7 +6,8 @@ from typing import Any
 
 from django.conf import settings
 from django.http import HttpResponse
-from drf_spectacular.utils import OpenApiParameter, OpenApiRequest, extend_schema
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 
 from accounts.access import find_account
 from accounts.balances import posted_minor_at
@@ -157,13 +158,17 @@ class Batches(View):
         operation_id="create_batch",
         tags=["batches"],
         description="Order up to 10,000 transfers at once: all or none (`atomic`), or those that can be taken.",
-        parameters=[KEY_OPTIONAL],
-        request=OpenApiRequest(shapes.BatchOrderShown),
+        parameters=[KEY_OPTIONAL, OpenApiParameter("atomic", bool, description="For NDJSON and CSV; true by default.")],
+        request={
+            "application/json": shapes.BatchOrderShown,
+            "application/x-ndjson": OpenApiTypes.STR,
+            "text/csv": OpenApiTypes.STR,
+        },
         responses={202: shapes.BatchShown, **ORDER_PROBLEMS},
     )
     def post(self, request: Any) -> HttpResponse:
         key = _idempotency_key(request, required=False)
-        order = read_model(request, shapes.BatchOrder, settings.BATCH_BYTES_MAX)
+        order = shapes.read_batch_order(request)
         if len(order.transfers) > settings.BATCH_TRANSFERS_MAX:
             raise BatchTooLarge(f"At most {settings.BATCH_TRANSFERS_MAX:,} transfers come in one batch.")
         done = accept_batch(order.transfers, atomic=order.atomic, client=request.user, idempotency_key=key)

@@ -4,6 +4,7 @@ import io
 import time
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -13,6 +14,9 @@ from accounts.access import SCOPES, BearerAuthentication
 from accounts.models import Account, ApiToken
 from bankcore.messaging.models import Event
 from tests.api.conftest import Caller, issue
+from tests.api.test_transfers import move
+from transfers.posting import post_transfers
+from transfers.states import Status
 
 PATHS = ["accounts", "transfers", "accounts/x", "accounts/x/balance", "accounts/x/entries", "batches/x", "transfers/x"]
 
@@ -163,3 +167,28 @@ def test_the_command_refuses_nonsense(bank: Any, options: dict[str, Any]) -> Non
 def test_unknown_scopes_are_answered_with_the_valid_ones(bank: Any) -> None:
     with pytest.raises(CommandError, match="transfers:write"):
         call_command("issue_token", client="till", scopes="everything")
+
+
+def test_posted_money_shows_in_the_balance_and_the_lines(bank: Any) -> None:
+    vault = Account.objects.create(customer=None, currency="EUR", limit_minor=None)
+    references = []
+    for amount_minor in (700, 300):
+        body = bank.body(debit_account=str(vault.id), credit_account=str(bank.annas.id), amount_minor=amount_minor)
+        transfer_id = bank.as_staff.order(body).json()["id"]
+        move(transfer_id, Status.APPROVED)
+        post_transfers([UUID(transfer_id)])
+        references.append(f"transfer:{transfer_id}")
+
+    balance = bank.as_anna.get(f"accounts/{bank.annas.id}/balance").json()
+    lines = bank.as_anna.get(f"accounts/{bank.annas.id}/entries").json()["results"]
+    older = bank.as_anna.get(f"accounts/{bank.annas.id}/entries?page_size=1").json()["next"].partition("/api/v1/")[2]
+    first_at = lines[1]["created_at"]
+
+    assert (balance["posted_minor"], balance["available_minor"], balance["pending_minor"]) == (1000, 1000, 0)
+    assert [(n["number"], n["entry"], n["side"], n["amount_minor"], n["balance_after_minor"]) for n in lines] == [
+        (2, references[1], "C", 300, 1000),
+        (1, references[0], "C", 700, 700),
+    ]
+    assert bank.as_anna.get(older).json()["results"] == lines[1:]
+    assert bank.as_anna.get(f"accounts/{bank.annas.id}/balance?at={first_at}").json()["posted_minor"] == 700
+    assert bank.as_anna.get(f"accounts/{vault.id}/entries").status_code == 404

@@ -1,5 +1,6 @@
 """Batches: all rows or none, or the good ones; every bad row is named."""
 
+import json
 import time
 from typing import Any
 
@@ -141,3 +142,55 @@ def test_ten_thousand_rows_are_taken_in_seconds(bank: Any) -> None:
 
     assert response.json()["accepted"] == Transfer.objects.count() == Event.objects.count() == 10_000
     assert elapsed < 5
+
+
+def test_rows_come_as_lines_of_json(bank: Any) -> None:
+    lines = "\n".join(json.dumps(bank.body(amount_minor=n, metadata={"n": n})) for n in (1, 2)) + "\n\n"
+
+    response = bank.as_anna.post("batches", lines.encode(), content_type="application/x-ndjson")
+
+    assert (response.status_code, response.json()["accepted"]) == (202, 2)
+
+
+def test_rows_come_as_csv(bank: Any) -> None:
+    accounts = f"{bank.annas.id},{bank.brunos.id}"
+    lines = [
+        "debit_account,credit_account,amount_minor,currency,reference,execute_on",
+        f'{accounts},100,EUR,"rent, May",2099-01-01',
+        f"{accounts},200,EUR,,",
+        f"{accounts},1_000,EUR,,",
+        f"{accounts},0,EUR,,",
+    ]
+
+    batch = bank.as_anna.post("batches?atomic=false", "\r\n".join(lines).encode(), content_type="text/csv").json()
+
+    assert (batch["atomic"], batch["status_counts"]) == (False, {"accepted": 1, "scheduled": 1})
+    assert [(row["field"], row["code"]) for row in batch["refused"]] == [
+        ("transfers.2.amount_minor", "int_type"),
+        ("transfers.3.amount_minor", "int_type"),
+    ]
+    assert list(Transfer.objects.order_by("id").values_list("amount_minor", "reference")) == [
+        (100, "rent, May"), (200, ""),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "code"),
+    [
+        ("application/x-ndjson", b"{}\n{", "malformed_json"),
+        ("application/x-ndjson", b"\n", "validation_error"),
+        ("application/x-ndjson", b'{"a": "\\u0000"}', "malformed_json"),
+        ("text/csv", b"", "validation_error"),
+        ("text/csv", b"amount_minor\n1,2\n", "validation_error"),
+        ("text/csv", b"currency,currency\nEUR,EUR\n", "validation_error"),
+        ("text/csv", b"currency,status\nEUR,posted\n", "validation_error"),
+        ("text/csv", b'currency\n"EUR', "validation_error"),
+        ("text/csv", b"currency\n\xff", "validation_error"),
+        ("text/csv", b"currency\nE\x00R", "validation_error"),
+        ("application/json", b'{"atomic": false, "transfers": [' + b"[" * 900 + b"]" * 900 + b"]}", None),
+    ],
+)
+def test_wrong_rows_are_refused(bank: Any, assert_refused: Any, content_type: str, body: bytes, code: str) -> None:
+    response = bank.as_anna.post("batches", body or b"\n", content_type=content_type, idempotency_key="k")
+
+    assert_refused(response, 422 if code is None else 400, code or "batch_refused")
