@@ -96,8 +96,13 @@ class Sender:
                 self._surprise("a batch", answer)
                 continue
             self.record.answers["batches accepted"] += 1
-            self.record.batches[str(answer.json()["id"])] = len(rows)
-            for row in rows:
+            taken = answer.json()
+            refused = {int(error["field"].split(".")[1]) for error in taken["refused"]}
+            if refused:
+                self._surprise(f"{len(refused)} rows of a batch", answer)
+            good = [row for place, row in enumerate(rows) if place not in refused]
+            self.record.batches[str(taken["id"])] = len(good)
+            for row in good:
                 self.record.accept(row)
 
     async def _post(self, http: httpx.AsyncClient, path: str, body: dict[str, Any], key: str) -> httpx.Response:
