@@ -102,9 +102,14 @@ def wait_in_place(stage: str, error: Exception, ceiling_seconds: float) -> None:
     connection.close()
     until = time.monotonic() + random.uniform(PAUSE_SECONDS_MIN, max(ceiling_seconds, PAUSE_SECONDS_MIN))  # noqa: S311
     while time.monotonic() < until:
-        if any(asked not in (None, False) for asked in (worker_state.should_stop, worker_state.should_terminate)):
+        # The exit code 0 asks to stop as well, and is equal to False.
+        if any(asked is not None and asked is not False for asked in _stop_requests()):
             raise Reject("the worker is stopping", requeue=True)
         time.sleep(0.05)
+
+
+def _stop_requests() -> tuple[Any, Any]:
+    return worker_state.should_stop, worker_state.should_terminate
 
 
 def _is_id_list(ids: Any) -> bool:
