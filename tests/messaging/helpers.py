@@ -1,0 +1,65 @@
+"""A broker to look into, and bounded waiting."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from kombu import Connection, Queue
+
+from bankcore.messaging.broker import declare_topology
+from bankcore.topology import DEAD_QUEUE, LOST_QUEUE, Topology
+
+
+def eventually(check: Callable[[], Any], seconds: float = 15.0) -> Any:
+    """Ask until the answer is true, and return it; the last answer, whatever it is, when time is up."""
+    deadline = time.monotonic() + seconds
+    while not (answer := check()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return answer
+
+
+class Broker:
+    """RabbitMQ seen from outside: what lies in a queue, and how to take a queue away."""
+
+    def __init__(self, url: str, topology: Topology) -> None:
+        self.connection = Connection(url)
+        self.names = [spec.name for spec in topology.work_queues()] + [DEAD_QUEUE, LOST_QUEUE]
+
+    @property
+    def channel(self) -> Any:
+        return self.connection.default_channel
+
+    def depth(self, queue: str) -> int:
+        return int(self.channel.queue_declare(queue, passive=True).message_count)
+
+    def take(self, queue: str) -> list[Any]:
+        """Take what is in the queue, oldest first. A queue with a single active consumer knows no `get`."""
+        expected, taken = self.depth(queue), []
+        if not expected:
+            return taken
+        with self.connection.channel() as channel:
+            consumer = self.connection.Consumer(
+                queues=[Queue(queue, channel=channel, no_declare=True)],
+                channel=channel,
+                on_message=taken.append,
+                no_ack=True,
+                auto_declare=False,
+                accept=["json"],
+            )
+            with consumer:
+                while len(taken) < expected:
+                    self.connection.drain_events(timeout=10)
+        return taken
+
+    def calls(self, queue: str) -> list[tuple[str, list[Any]]]:
+        """Take the task messages of a queue as (task, ids)."""
+        return [(message.headers["task"], message.decode()[0][0]) for message in self.take(queue)]
+
+    def delete(self, queue: str) -> None:
+        self.channel.queue_delete(queue)
+
+    def fill_from_scratch(self) -> None:
+        """Every queue there, as the topology wants it, and empty."""
+        declare_topology()
+        for name in self.names:
+            self.channel.queue_purge(name)

@@ -1,0 +1,325 @@
+"""The relay against a real RabbitMQ: in order, at least once, marked only when confirmed."""
+
+import threading
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+from kombu import Exchange, Queue
+
+from bankcore.messaging import outbox, relay
+from bankcore.messaging.models import Event
+from bankcore.messaging.outbox import NewEvent
+from bankcore.messaging.publisher import Publisher, TaskMessage
+from bankcore.messaging.relay import Relay
+from tests.messaging.helpers import eventually
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+KEY = "the account"
+
+
+@pytest.fixture
+def queue(settings):
+    """The posting queue of KEY."""
+    return settings.TOPOLOGY.queue_of(settings.TOPOLOGY_ROUTES["transfer.approved"], KEY)
+
+
+class Stepping:
+    """A relay driven by hand: every step delivers what is due, and its waits are cut short."""
+
+    def __init__(self):
+        stop = threading.Event()
+        stop.set()
+        self.relay = Relay(stop)
+        self.database = self.relay._database()
+
+    def step(self):
+        self.relay.step(self.database)
+
+    def close(self):
+        self.relay._drop_publisher()
+        self.database.close()
+
+
+@pytest.fixture
+def stepping(broker):
+    stepping = Stepping()
+    yield stepping
+    stepping.close()
+
+
+@pytest.fixture
+def running(broker, monkeypatch):
+    """Start relays as the command does, each in a thread; all are stopped at the end."""
+    monkeypatch.setattr(relay, "STANDBY_SECONDS", 0.05)
+    started = []
+
+    def start():
+        stop = threading.Event()
+        thread = threading.Thread(target=Relay(stop).run)
+        thread.start()
+        started.append((stop, thread))
+
+    yield start
+    for stop, _ in started:
+        stop.set()
+    for _, thread in started:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+
+
+def record(*subjects, type="transfer.approved", key=KEY, **fields):
+    outbox.record([NewEvent(type, key, str(subject), **fields) for subject in subjects])
+
+
+def due():
+    return list(Event.objects.filter(published_at=None).order_by("id").values_list("subject", flat=True))
+
+
+def active_pids():
+    sql = """
+        SELECT pid FROM pg_locks JOIN pg_database d ON d.oid = database AND datname = current_database()
+         WHERE locktype = 'advisory' AND objid = %s AND granted"""
+    with connection.cursor() as cursor:
+        cursor.execute(sql, (relay.ACTIVE_LOCK,))
+        return [row[0] for row in cursor.fetchall()]
+
+
+def test_each_queue_gets_its_events_in_order(stepping, broker, settings):
+    keys = [f"account {i}" for i in range(12)]
+    expected = {}
+    for number in range(60):
+        event_type = "transfer.accepted" if number % 3 else "transfer.approved"
+        record(number, type=event_type, key=keys[number * 7 % 12])
+        name = settings.TOPOLOGY.queue_of(settings.TOPOLOGY_ROUTES[event_type], keys[number * 7 % 12])
+        expected.setdefault(name, []).append(str(number))
+
+    stepping.step()
+
+    got = {name: [subject for _, ids in broker.calls(name) for subject in ids] for name in expected}
+    assert got == expected
+    assert len(expected) > 4
+    assert due() == []
+
+
+def test_a_message_carries_at_most_so_many_ids(stepping, broker, queue, settings):
+    settings.MESSAGE_IDS_MAX = 10
+    record(*range(25))
+
+    stepping.step()
+
+    calls = broker.calls(queue)
+    assert [task for task, _ in calls] == ["transfers.post_transfers"] * 3
+    assert [ids for _, ids in calls] == [[str(i) for i in some] for some in (range(10), range(10, 20), range(20, 25))]
+    assert due() == []
+
+
+def test_a_large_message_is_compressed_and_reads_the_same(stepping, broker, queue):
+    subjects = [str(UUID(int=i)) for i in range(500)]
+    record(*subjects)
+
+    stepping.step()
+
+    (message,) = broker.take(queue)
+    assert message.headers["compression"] == "application/zstd"
+    assert message.decode() == [[subjects], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
+    assert (message.properties["delivery_mode"], message.content_type) == (2, "application/json")
+
+
+def test_notifications_are_called_with_event_ids_and_tasks_do_not_mix(stepping, broker):
+    for number, event_type in enumerate(
+        ["transfer.posted", "transfer.rejected", "notification.pending", "transfer.posted"]
+    ):
+        record(number, type=event_type)
+    ids = list(Event.objects.order_by("id").values_list("id", flat=True))
+
+    stepping.step()
+
+    assert broker.calls("notifications") == [
+        ("notifications.dispatch", ids[:2]),
+        ("notifications.deliver", ["2"]),
+        ("notifications.dispatch", ids[3:]),
+    ]
+
+
+def test_events_that_no_queue_hears_of_are_marked(stepping, broker):
+    record(1, 2, type="account.opened")
+
+    stepping.step()
+
+    assert due() == []
+    assert [broker.depth(name) for name in broker.names] == [0] * len(broker.names)
+
+
+def test_what_is_not_due_yet_stays(stepping, broker, queue):
+    record(1, due_at=timezone.now() + timedelta(hours=1))
+    record(2)
+
+    stepping.step()
+
+    assert broker.calls(queue) == [("transfers.post_transfers", ["2"])]
+    assert due() == ["1"]
+
+
+def test_a_deferred_event_is_delivered_again(stepping, broker, queue):
+    record(1)
+    stepping.step()
+    outbox.defer(["transfer.approved"], "1", 0)
+
+    stepping.step()
+
+    assert broker.calls(queue) == [("transfers.post_transfers", ["1"])] * 2
+
+
+def test_nothing_is_marked_before_the_broker_confirms(stepping, broker, queue, monkeypatch):
+    record(1, 2)
+    seen = []
+
+    def never_confirmed(publisher):
+        seen.append(due())
+        raise TimeoutError("no confirm")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Publisher, "_await_confirms", never_confirmed)
+        stepping.step()
+
+    assert (seen, due()) == ([["1", "2"]], ["1", "2"])
+    stepping.step()
+    assert due() == []
+    calls = broker.calls(queue)
+    assert calls[-1] == ("transfers.post_transfers", ["1", "2"])
+    assert len(calls) in (1, 2)
+
+
+def test_a_returned_message_stays_due_until_its_queue_is_back(stepping, broker, queue, settings):
+    settings.MESSAGE_IDS_MAX = 1
+    broker.delete(queue)
+    record(1, 2, 3)
+    record(4, type="transfer.posted")
+
+    stepping.step()
+
+    # The other queue's message went; the first return also redeclared the topology.
+    assert due() == ["1", "2", "3"]
+    assert broker.depth("notifications") == 1
+    stepping.step()
+    assert due() == []
+    assert [ids for _, ids in broker.calls(queue)] == [["1"], ["2"], ["3"]]
+
+
+def test_a_full_queue_leaves_its_events_due_and_in_order(stepping, broker, queue, settings):
+    settings.MESSAGE_IDS_MAX = 1
+    broker.delete(queue)
+    tiny = {"x-max-length": 2, "x-overflow": "reject-publish"}
+    exchange = Exchange("bank", type="topic", no_declare=True)
+    Queue(queue, exchange, routing_key=queue, queue_arguments=tiny, channel=broker.channel).declare()
+    try:
+        record(1, 2, 3, 4, 5)
+        got = []
+
+        stepping.step()
+
+        assert due() == ["3", "4", "5"]
+        for left in (["5"], []):
+            got += broker.calls(queue)
+            stepping.step()
+            assert due() == left
+        got += broker.calls(queue)
+        assert [ids for _, ids in got] == [["1"], ["2"], ["3"], ["4"], ["5"]]
+    finally:
+        broker.delete(queue)
+
+
+def test_a_broker_that_is_away_loses_nothing(stepping, broker, queue, settings):
+    record(1, 2)
+    url, settings.BROKER_URL = settings.BROKER_URL, "amqp://guest:guest@127.0.0.1:1//"
+
+    stepping.step()
+    record(3)
+    stepping.step()
+
+    assert due() == ["1", "2", "3"]
+    settings.BROKER_URL = url
+    stepping.step()
+    assert due() == []
+    assert broker.calls(queue) == [("transfers.post_transfers", ["1", "2", "3"])]
+
+
+def test_a_connection_that_was_lost_is_made_anew(stepping, broker, queue):
+    record(1)
+    stepping.step()
+    stepping.relay.publisher.connection.transport.close_connection(stepping.relay.publisher.connection.connection)
+    record(2)
+
+    stepping.step()
+    assert due() == ["2"]
+    stepping.step()
+
+    assert due() == []
+    assert [ids for _, ids in broker.calls(queue)] == [["1"], ["2"]]
+
+
+def test_a_publisher_tells_which_messages_were_taken(broker, settings):
+    publisher = Publisher(settings.BROKER_URL, "bank")
+    there = [TaskMessage("posting-0", "t", ["1"]), TaskMessage("risk-0", "t", ["2"])]
+    nowhere = TaskMessage("nowhere", "t", ["3"])
+
+    assert publisher.publish([there[0], nowhere, there[1]]) == there
+    assert publisher.publish(there) == there
+
+    publisher.close()
+    assert broker.depth("posting-0") == 2
+
+
+def test_a_running_relay_delivers_what_is_committed(running, broker, queue):
+    running()
+    assert eventually(active_pids)
+
+    record(1)
+    assert eventually(lambda: not due())
+    record(2)
+    assert eventually(lambda: not due())
+
+    assert broker.calls(queue) == [("transfers.post_transfers", ["1"]), ("transfers.post_transfers", ["2"])]
+
+
+def test_a_second_relay_stands_by_and_takes_over(running, broker, queue, monkeypatch):
+    tries = []
+    scalar = relay._scalar
+    monkeypatch.setattr(relay, "_scalar", lambda db, sql, *p: tries.append(p) or scalar(db, sql, *p))
+    first = Stepping()
+    assert first.relay._become_active(first.database) is False  # It was told to stop before it began.
+    first.relay.stop.clear()
+    assert first.relay._become_active(first.database) is True
+    tries.clear()
+    running()
+    record(1)
+
+    assert eventually(lambda: tries.count((relay.ACTIVE_LOCK,)) >= 5)
+    assert due() == ["1"]
+    held_by = first.database.info.backend_pid
+    assert active_pids() == [held_by]
+    first.close()
+
+    assert eventually(lambda: not due())
+    (heir,) = active_pids()
+    assert heir != held_by
+    assert broker.calls(queue) == [("transfers.post_transfers", ["1"])]
+
+
+def test_two_relays_survive_the_loss_of_the_active_session(running, broker, queue):
+    running()
+    running()
+    (active,) = eventually(active_pids)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s)", (active,))
+    record(1, 2, 3)
+
+    assert eventually(lambda: not due())
+
+    assert [subject for _, ids in broker.calls(queue) for subject in ids] == ["1", "2", "3"]
+    (heir,) = active_pids()
+    assert heir != active
