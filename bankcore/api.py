@@ -27,6 +27,14 @@ ERRORS_MAX = 1000
 UNAVAILABLE_RETRY_SECONDS = 2
 
 
+class LengthRequired(BankError):
+    """The body came in chunks without a Content-Length; how much is read must be known before it is read."""
+
+    code = "length_required"
+    title = "The Content-Length header is missing"
+    http_status = 411
+
+
 # -- in ----------------------------------------------------------------------------------------------------------------
 
 
@@ -35,6 +43,7 @@ def read_body(request: Any, bytes_max: int, *, content_types: Sequence[str] = ("
 
     Raises:
         PayloadTooLarge: the body is larger.
+        LengthRequired: how large it is was not said.
         UnsupportedMediaType: it is of another type, or compressed.
     """
     media_type, _, parameters = request.META.get("CONTENT_TYPE", "").partition(";")
@@ -42,6 +51,8 @@ def read_body(request: Any, bytes_max: int, *, content_types: Sequence[str] = ("
     plain = request.META.get("HTTP_CONTENT_ENCODING", "identity").lower() == "identity"
     if media_type.strip().lower() not in content_types or charset not in ("", "charset=utf-8") or not plain:
         raise exceptions.UnsupportedMediaType(media_type[:100], "Send " + " or ".join(content_types) + " in UTF-8.")
+    if "HTTP_TRANSFER_ENCODING" in request.META:
+        raise LengthRequired
     length = request.META.get("CONTENT_LENGTH") or "0"
     if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > bytes_max:
         raise PayloadTooLarge(f"At most {bytes_max:,} bytes are read here.")

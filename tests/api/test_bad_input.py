@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from accounts.models import Account
+from bankcore.view import View
 
 AMOUNTS = [
     0, -1, 0.001, 1.0, 1e2, "1", "1_000", "+5", " 5 ", "٣", "\uff11\uff12", 2**63, 10**15 + 1, True, None, [], {},
@@ -200,3 +201,26 @@ def test_unknown_paths_and_methods_speak_problem_json(bank: Any, assert_refused:
     response = bank.as_anna.post("transfers/x")
     assert_refused(response, 405, "method_not_allowed")
     assert response["Allow"] == "GET, HEAD"
+
+
+def test_a_body_of_unknown_length_is_refused(bank: Any, assert_refused: Any) -> None:
+    response = bank.as_anna.order(bank.body(), transfer_encoding="chunked")
+
+    assert_refused(response, 411, "length_required")
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "TRACE", "PUT", "DELETE", "PATCH", "FOO"])
+def test_an_unknown_method_is_refused(bank: Any, assert_refused: Any, client: Any, method: str) -> None:
+    headers = {"Authorization": f"Bearer {bank.as_anna.token}"}
+
+    assert_refused(client.generic(method, "/api/v1/transfers", headers=headers), 405, "method_not_allowed")
+
+
+def test_a_view_without_declared_scopes_is_nobodys(bank: Any, rf: Any) -> None:
+    class Undeclared(View):
+        def get(self, request: Any) -> Any:
+            raise AssertionError
+
+    request = rf.get("/api/v1/undeclared", headers={"Authorization": f"Bearer {bank.as_staff.token}"})
+
+    assert Undeclared.as_view()(request).status_code == 403
