@@ -70,7 +70,17 @@ class DeadLetterStep(bootsteps.ConsumerStep):
             queue_arguments=arguments,
             no_declare=True,
         )
-        return [Consumer(channel, queues=[queue], on_message=self.take, prefetch_count=20, auto_declare=False)]
+        return [
+            Consumer(
+                channel,
+                queues=[queue],
+                on_message=self.take,
+                # What cannot even be decompressed is kept as it came; without this it would end the worker.
+                on_decode_error=lambda message, error: self.take(message),
+                prefetch_count=20,
+                auto_declare=False,
+            )
+        ]
 
     def take(self, message: Any) -> None:
         try:

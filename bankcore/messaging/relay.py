@@ -69,6 +69,8 @@ class Relay:
             return
         try:
             unsent = self.deliver(database, rows)
+        except psycopg.Error:
+            raise
         except Exception as error:
             # Whatever the broker did, nothing unconfirmed was marked: a new connection sends it again.
             log.warning("broker is away or refuses, trying again: %s: %s", type(error).__name__, error)

@@ -1,12 +1,10 @@
 """Rows of every kind, made the way the pipeline makes them where a verb exists, and people to look at them."""
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import Permission, User
-from django.db import connection
 from django.test import Client
 
 from accounts import ledger
@@ -15,17 +13,6 @@ from bankcore.messaging.models import DeadLetter
 from bankcore.messaging.outbox import NewEvent, record
 from notifications.models import Notification, Subscription
 from transfers.models import Batch, DeniedAccount, Review, Transfer
-
-
-@pytest.fixture
-def committed(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
-    """Let a test commit, for what only two connections can show; then empty the tables past their guards."""
-    with django_db_blocker.unblock():
-        yield
-        with connection.cursor() as cursor:
-            cursor.execute("SET session_replication_role = replica")
-            cursor.execute("TRUNCATE transfers_transfer, accounts_customer, messaging_event, auth_user CASCADE")
-            cursor.execute("SET session_replication_role = DEFAULT")
 
 
 @pytest.fixture

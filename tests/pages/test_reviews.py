@@ -105,7 +105,7 @@ def test_only_a_reviewed_transfer_can_be_decided(accounts: SimpleNamespace, revi
             decide(unknown, staff=reviewer, decision=APPROVE)
 
 
-@pytest.mark.usefixtures("committed")
+@pytest.mark.django_db(transaction=True)
 def test_of_two_at_once_one_decides(accounts: SimpleNamespace, reviewer: User, superuser: User) -> None:
     review = make_review(accounts)
     start, answers = threading.Barrier(2), []
