@@ -26,6 +26,7 @@ from compose.bench_bankcore import Bankcore, StillUnderwayError
 from compose.bench_databases import scratch_database
 from compose.bench_naive import NaiveServerFailed
 from compose.bench_pgbench import Yardstick, YardstickUnavailable, find_pgbench
+from compose.bench_profile import OTHERS
 from compose.bench_report import machine_facts, print_table, save, settle, verdicts
 from compose.client import Target
 from compose.instance import StackError
@@ -35,6 +36,7 @@ ACCOUNTS = 10_000
 OPENING_MINOR = 10**11
 ACCEPT_SHARE = 0.5
 INTERRUPTED = 130
+DISTURBED_PERCENT = 10.0
 FAILURES = (StackError, CommandFailed, NaiveServerFailed, StillUnderwayError, YardstickUnavailable)
 
 
@@ -181,6 +183,10 @@ def _print_profiles(console: Console, profiles: Mapping[str, Mapping[str, float]
         if profile:
             shares = ", ".join(f"{role} {share:g} %" for role, share in profile.items() if share >= 1.0)
             console.print(f"Processors during the {load}: {shares}.", highlight=False, soft_wrap=True)
+    disturbed = max((profile.get(OTHERS, 0.0) for profile in profiles.values()), default=0.0)
+    if disturbed > DISTURBED_PERCENT:
+        warning = f"This machine was busy with other work (up to {disturbed:g} %): do not trust these figures."
+        console.print(warning, style="bold red", highlight=False, soft_wrap=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PROC = Path("/proc")
+OTHERS = "other programs"
 
 
 class Profile:
@@ -22,18 +23,19 @@ class Profile:
         pids: dict[str, Iterable[int]] = {**stack["pids"], **_by_name(stack["server_pids"])}
         self._role_of = {int(pid): role for role, of_role in pids.items() for pid in of_role}
         self._role_of[os.getpid()] = "load driver"
-        self._began = 0.0
+        self._began, self._busy = 0.0, 0.0
         self._before: dict[int, tuple[str, float]] = {}
 
     def start(self) -> None:
-        self._began, self._before = time.monotonic(), self._read()
+        self._began, self._busy, self._before = time.monotonic(), _busy_seconds(), self._read()
 
     def shares(self) -> dict[str, float]:
-        """Per cent of all processors that each role used, the largest first."""
+        """Per cent of all processors that each role used, largest first; OTHERS is what the stack had no part in."""
         capacity = (time.monotonic() - self._began) * (os.cpu_count() or 1)
         used: dict[str, float] = defaultdict(float)
         for pid, (role, seconds) in self._read().items():
             used[role] += seconds - self._before.get(pid, (role, 0.0))[1]
+        used[OTHERS] = max(_busy_seconds() - self._busy - sum(used.values()), 0.0)
         shares = {role: round(100.0 * seconds / capacity, 1) for role, seconds in used.items() if capacity}
         return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
@@ -54,6 +56,16 @@ def _by_name(server_pids: Any) -> dict[str, list[int]]:
     if isinstance(server_pids, Mapping):
         return {name: pids if isinstance(pids, list) else [pids] for name, pids in server_pids.items()}
     return {"servers": list(server_pids)}
+
+
+def _busy_seconds() -> float:
+    """How long all processors together have worked, or were kept from working by other virtual machines."""
+    try:
+        first = (PROC / "stat").read_text().splitlines()[0]
+    except OSError:
+        return 0.0
+    user, nice, system, _idle, _waiting, hard, soft, stolen = map(int, first.split()[1:9])
+    return (user + nice + system + hard + soft + stolen) / os.sysconf("SC_CLK_TCK")
 
 
 def _processes() -> tuple[dict[int, int], dict[int, float]]:

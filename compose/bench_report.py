@@ -46,7 +46,9 @@ class Goal:
 FIGURES = (
     Figure("pgbench_tps", "/s", "The yardstick: pgbench TPC-B, prepared, 8 clients, on the same PostgreSQL server."),
     Figure(
-        "naive_uniform_tps", "/s", "A synchronous Django view, 10,000 accounts, under its better number of clients."
+        "naive_uniform_tps",
+        "/s",
+        "A synchronous Django view, 10,000 accounts, its best server and clients.",
     ),
     Figure("naive_hot_tps", "/s", "The same view when every transfer credits one account."),
     Figure("single_accept_tps", "/s", "bankcore: POST transfers from 32 clients at once, answered 202."),
