@@ -38,8 +38,8 @@ def environment_of(
 
 
 def _mail_url(folder: Path) -> str:
-    # django-environ cuts off one slash of the path.
-    return "filemail:///" + urllib.parse.quote(str(folder))
+    # django-environ cuts off one slash of the path, and takes a space as it is.
+    return "filemail:///" + urllib.parse.quote(str(folder), safe="/ ")
 
 
 def write_env_file(instance: Instance, variables: Mapping[str, str]) -> None:
@@ -62,6 +62,7 @@ def describe(instance: Instance, servers: Servers, planned: Roles, variables: Ma
         "file": str(instance.stack_file),
         "credentials": str(instance.credentials_file),
         "logs": str(instance.logs),
+        "mail": str(instance.folder / "mail"),
         "environment": dict(variables),
     }
 

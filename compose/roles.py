@@ -86,7 +86,7 @@ def _web(
         arguments=[
             sys.executable, "-m", "granian", "bankcore.wsgi:application", "--interface", "wsgi",
             "--host", "127.0.0.1", "--port", str(port), "--workers", str(WEB_WORKERS),
-            "--blocking-threads", str(WEB_THREADS), "--respawn-failed-workers", "--workers-kill-timeout", "5",
+            "--blocking-threads", str(WEB_THREADS), "--respawn-failed-workers", "--workers-kill-timeout", "2",
         ],
         directory=str(REPOSITORY),
         environment={**environment, "PROMETHEUS_MULTIPROC_DIR": metrics, "APPLICATION_NAME": "web"},
