@@ -60,7 +60,7 @@ def add_rabbitmq(
             user=home.user,
             # Its stores are flushed and closed at once; the seven seconds that follow are waiting only.
             stop_signal="KILL" if instance.throwaway else "TERM",
-            stop_seconds=3,
+            stop_seconds=2,
         ),
     ]
 

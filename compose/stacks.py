@@ -37,8 +37,8 @@ def stack(
     URLs), "database_url", "broker_url", "redis_url", "broker" ("rabbitmq" | "valkey"), "broker_api_url" (RabbitMQ's
     management API with credentials in it, or None), "database" (for instance "PostgreSQL 15.16"), "pids"
     ({role: [pid, ..]}, as at the start; read stack["file"] again to follow restarts), "server_pids", "logs" (folder),
-    "mail" (folder of the e-mails sent), "file" (path of stack.json), "credentials" (path of credentials.json) and "environment" (every variable that a
-    manage.py or pytest of yours needs, BANKCORE_STACK included).
+    "mail" (folder of the e-mails sent), "file" (path of stack.json), "credentials" (path of credentials.json) and
+    "environment" (every variable that a manage.py or pytest of yours needs, BANKCORE_STACK included).
     """
     instance = claim_run(name)
     try:
