@@ -41,13 +41,13 @@ gameday: ## faults under load (not built yet)
 	@exit 2
 
 lint: $(STAMP) ## ruff and mypy
-	@.venv/bin/ruff check $(ARGS)
-	@.venv/bin/ruff format --check
-	@.venv/bin/mypy
+	@$(RUN) -m ruff check $(ARGS)
+	@$(RUN) -m ruff format --check
+	@$(RUN) -m mypy
 
 format: $(STAMP) ## let ruff put the code in shape
-	@.venv/bin/ruff check --fix-only --quiet $(ARGS)
-	@.venv/bin/ruff format
+	@$(RUN) -m ruff check --fix-only --quiet $(ARGS)
+	@$(RUN) -m ruff format
 
 docs-check: $(STAMP) ## migrations and docs/openapi.yaml are in step with the code
 	@$(RUN) -m compose.local run --servers-only --name docs-check -- $(RUN) manage.py makemigrations --check --dry-run
@@ -56,7 +56,7 @@ docs-check: $(STAMP) ## migrations and docs/openapi.yaml are in step with the co
 		echo 'docs/openapi.yaml is out of step: python manage.py spectacular --file docs/openapi.yaml' >&2; exit 1; }
 
 requirements: $(STAMP) ## work out requirements.txt anew from requirements.in
-	@.venv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url $(ARGS) \
+	@$(RUN) -m uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url $(ARGS) \
 		requirements.in -o requirements.txt
 
 clean: ## remove .venv and .bankcore (stop the stack first)
