@@ -55,7 +55,7 @@ def test_both_customers_are_told_once(bank: Bank) -> None:
     ]
     _wait_for(lambda: sorted(bank.rows(sql, transfer["id"])) == sorted(expected))
     assert sorted(bank.rows(sql, transfer["id"])) == sorted(expected)  # The list tells more than a False.
-    mails = Path(bank.stack["environment"]["EMAIL_URL"].removeprefix("filemail:///"))
+    mails = Path(bank.stack["mail"])
     assert sum(m.read_text().count(f"Transfer: {transfer['id']}") for m in mails.glob("*")) == 2
 
 
