@@ -210,6 +210,26 @@ def test_a_returned_message_stays_due_until_its_queue_is_back(stepping, broker, 
     assert [ids for _, ids in broker.calls(queue)] == [["1"], ["2"], ["3"]]
 
 
+def test_a_queue_that_refused_one_gets_none_of_those_behind_it(stepping, broker, queue, settings, monkeypatch):
+    settings.MESSAGE_IDS_MAX = 1
+    broker.delete(queue)
+    record(1, 2, 3)
+    publish = Publisher.publish
+
+    def publish_and_bring_the_queue_back(publisher, messages):
+        taken = publish(publisher, messages)
+        broker.fill_from_scratch()
+        return taken
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Publisher, "publish", publish_and_bring_the_queue_back)
+        stepping.step()
+
+    assert (due(), broker.depth(queue)) == (["1", "2", "3"], 0)
+    stepping.step()
+    assert [ids for _, ids in broker.calls(queue)] == [["1"], ["2"], ["3"]]
+
+
 def test_a_full_queue_leaves_its_events_due_and_in_order(stepping, broker, queue, settings):
     settings.MESSAGE_IDS_MAX = 1
     broker.delete(queue)
