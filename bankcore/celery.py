@@ -52,6 +52,11 @@ def _configuration() -> dict[str, Any]:
         "worker_disable_rate_limits": True,
         "worker_consumer": "bankcore.messaging.consumer:GuardedConsumer",
         "beat_schedule": {
+            "sweep-stuck": {
+                "task": "transfers.sweep_stuck",
+                "schedule": 15.0,
+                "options": {"queue": "maintenance", "expires": 14},
+            },
             "prove-books": {
                 "task": "transfers.prove_books",
                 "schedule": 60.0,

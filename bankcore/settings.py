@@ -107,6 +107,7 @@ METRICS_ADDRESS = env.str("METRICS_ADDRESS", default="127.0.0.1")
 
 TASK_ATTEMPTS_MAX = env.int("TASK_ATTEMPTS_MAX", default=3)
 TASK_RETRY_SECONDS = env.float("TASK_RETRY_SECONDS", default=2.0)
+STUCK_SECONDS = env.float("STUCK_SECONDS", default=45.0)
 PAUSE_SECONDS_MAX = env.float("PAUSE_SECONDS_MAX", default=10.0)
 
 RISK_REVIEW_AMOUNT_MINOR = env.int("RISK_REVIEW_AMOUNT_MINOR", default=1_000_000)
@@ -119,7 +120,7 @@ BATCH_BYTES_MAX = env.int("BATCH_BYTES_MAX", default=8 * 1024 * 1024)
 DATA_UPLOAD_MAX_MEMORY_SIZE = BATCH_BYTES_MAX
 TOKEN_CACHE_SECONDS = env.float("TOKEN_CACHE_SECONDS", default=1.0)
 
-# Threads per web process: all but one of them may wait for a transfer (`Prefer: wait`).
+# Threads per web process: a quarter of them may wait for a transfer (`Prefer: wait`).
 WEB_THREADS = env.int("WEB_THREADS", default=4)
 
 # -- API, pages, mail --------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ RELAY_WAKE_CHANNEL = "bankcore_outbox"
 
 # A message that killed its worker this often goes to the dead letters. Deploys count as well, hence not lower.
 DELIVERY_LIMIT = 10
+DESK_DELIVERY_LIMIT = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ class Topology:
 
     def desk_queues(self) -> Sequence[QueueSpec]:
         """Queues of last resort: undeliverable messages, and messages that no queue wanted."""
-        quorum = {"x-queue-type": "quorum"}
+        # As often as it takes: a broker's own limit (20 from RabbitMQ 4 on) would drop what waits for the database.
+        quorum = {"x-queue-type": "quorum", "x-delivery-limit": DESK_DELIVERY_LIMIT}
         return [
             QueueSpec(name=DEAD_QUEUE, exchange=DEAD_EXCHANGE, arguments=quorum),
             QueueSpec(name=LOST_QUEUE, exchange=LOST_EXCHANGE, arguments=quorum),

@@ -121,6 +121,7 @@ def _flower(
             sys.executable, "-m", "celery", "-A", "bankcore", "flower", "--address=127.0.0.1", f"--port={port}",
             # Events cost every worker a confirmed publish per task; looking is all that staff may do.
             "--enable_events=False", "--read_only=True",
+            f"--conf={REPOSITORY / 'compose' / 'flower' / 'local.py'}",
         ],
         directory=str(REPOSITORY),
         environment={**environment, **secrets, "APPLICATION_NAME": "flower"},

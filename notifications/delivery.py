@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from django.db import transaction
 from django.utils import timezone
@@ -15,36 +16,44 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS_MAX = 8
 RETRY_SECONDS = 5.0
+CHUNK = 20
 
 
 def deliver(notification_ids: Sequence[int]) -> int:
     """Send pending notifications and return how many went out.
 
-    Safe to repeat: what is delivered is left alone, and what another worker holds is skipped. Each is sent under its
-    own row lock, so one crash can repeat at most one message.
+    Safe to repeat: what is delivered is left alone. Each chunk is one transaction with a constant number of statements
+    that holds its rows' locks, so one crash can repeat at most CHUNK messages, under their old Message-IDs.
     """
-    return sum(_deliver_one(notification_id) for notification_id in notification_ids)
+    ids = sorted(notification_ids)
+    with email.connection() as mail:
+        return sum(_deliver_chunk(ids[start : start + CHUNK], mail) for start in range(0, len(ids), CHUNK))
 
 
 @transaction.atomic
-def _deliver_one(notification_id: int) -> bool:
-    pending = Notification.objects.select_for_update(skip_locked=True).filter(
-        pk=notification_id, state=Notification.State.PENDING
+def _deliver_chunk(notification_ids: Sequence[int], mail: Any) -> int:
+    # Another worker's lock is waited for: if it dies, its messages are ours to send.
+    pending = list(
+        Notification.objects.select_for_update()
+        .filter(pk__in=notification_ids, state=Notification.State.PENDING)
+        .order_by("pk")
     )
-    notification = pending.first()
-    if notification is None:
-        return False
+    for notification in pending:
+        _send(notification, mail)
+    Notification.objects.bulk_update(pending, ["state", "delivered_at", "attempts", "failure"])
+    return sum(notification.state == Notification.State.DELIVERED for notification in pending)
+
+
+def _send(notification: Notification, mail: Any) -> None:
     notification.attempts += 1
     try:
-        email.send(notification)
+        email.send(notification, mail)
     except OSError as error:  # smtplib's errors are OSErrors as well.
         _postpone(notification, error)
-        return False
+        return
     notification.state = Notification.State.DELIVERED
     notification.delivered_at = timezone.now()
-    notification.save(update_fields=["state", "delivered_at", "attempts"])
     metrics.notifications.labels(notification.channel, "delivered").inc()
-    return True
 
 
 def _postpone(notification: Notification, error: OSError) -> None:
@@ -55,5 +64,4 @@ def _postpone(notification: Notification, error: OSError) -> None:
     else:
         metrics.retries.labels("notifications", type(error).__name__).inc()
         outbox.defer(["notification.pending"], str(notification.pk), RETRY_SECONDS * 2**notification.attempts)
-    notification.save(update_fields=["state", "failure", "attempts"])
     log.warning("notification %s not delivered: %s", notification.pk, notification.failure)

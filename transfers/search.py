@@ -11,6 +11,7 @@ from accounts.access import Client, visible_accounts
 from bankcore.errors import NotFound
 from bankcore.identifiers import oldest_id_at, parse_id
 from transfers.models import Batch, Transfer
+from transfers.states import Status
 
 # Up to this many accounts are read side by side along (account, id); beyond that, one scan is the better plan.
 ACCOUNTS_SIDE_BY_SIDE_MAX = 16
@@ -27,7 +28,8 @@ def find_transfer(client: Client, transfer_id: str) -> Transfer:
         NotFound: there is none, or it is someone else's.
     """
     known = parse_id(transfer_id)
-    transfer = Transfer.objects.filter(id=known).filter(_own(client)).first() if known else None
+    seen = Transfer.objects.select_related("debit_account").filter(_own(client))
+    transfer = seen.filter(id=known).first() if known else None
     if transfer is None:
         raise NotFound
     return transfer
@@ -48,14 +50,22 @@ def find_batch(client: Client, batch_id: str) -> Batch:
 
 
 def _own(client: Client) -> Q:
+    """The payer sees a transfer from the start; the payee once the money has come, and nothing of what did not."""
     if client.is_staff:
         return Q()
-    return Q(debit_account__customer_id=client.customer_id) | Q(credit_account__customer_id=client.customer_id)
+    return Q(debit_account__customer_id=client.customer_id) | Q(
+        credit_account__customer_id=client.customer_id, status=Status.POSTED
+    )
+
+
+def is_payer(client: Client, transfer: Transfer) -> bool:
+    """Tell whether the caller may see what the payer wrote down for themselves (metadata, external_id, timeline)."""
+    return client.is_staff or transfer.debit_account.customer_id == client.customer_id
 
 
 def transfer_sources(client: Client, filters: Mapping[str, Any]) -> Sequence[QuerySet[Transfer]]:
     """Split the search into querysets that each follow one index; together they hold what the caller may see."""
-    wanted = Transfer.objects.filter(**_conditions(filters))
+    wanted = Transfer.objects.select_related("debit_account").filter(**_conditions(filters))
     accounts: list[UUID] | None = None
     if "account" in filters:
         account = parse_id(filters["account"]) or _NO_ID
@@ -70,9 +80,10 @@ def transfer_sources(client: Client, filters: Mapping[str, Any]) -> Sequence[Que
         mine = visible_accounts(client).values_list("id", flat=True)
         accounts = list(mine[: ACCOUNTS_SIDE_BY_SIDE_MAX + 1])
         if len(accounts) > ACCOUNTS_SIDE_BY_SIDE_MAX:
-            return [wanted.filter(Q(debit_account__in=mine) | Q(credit_account__in=mine))]
-    sides = ("debit_account", "credit_account")
-    return [wanted.filter(**{side: account}) for account in accounts for side in sides] or [Transfer.objects.none()]
+            return [wanted.filter(Q(debit_account__in=mine) | Q(credit_account__in=mine, status=Status.POSTED))]
+    received = wanted if client.is_staff else wanted.filter(status=Status.POSTED)
+    sources = [wanted.filter(debit_account=account) for account in accounts]
+    return [*sources, *(received.filter(credit_account=account) for account in accounts)] or [Transfer.objects.none()]
 
 
 def _within(moment: datetime) -> datetime:

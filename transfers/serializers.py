@@ -114,7 +114,8 @@ class BalanceShown(BaseModel):
     as_of: datetime
 
 
-def show_transfer(transfer: Transfer) -> dict[str, Any]:
+def show_transfer(transfer: Transfer, *, to_payer: bool = True) -> dict[str, Any]:
+    """Show a transfer; the payee does not see what the payer wrote down for themselves."""
     return {
         "id": str(transfer.id),
         "status": str(transfer.status),
@@ -124,12 +125,12 @@ def show_transfer(transfer: Transfer) -> dict[str, Any]:
         "amount_minor": transfer.amount_minor,
         "currency": transfer.currency,
         "reference": transfer.reference,
-        "external_id": transfer.external_id,
-        "metadata": dict(sorted(transfer.metadata.items())),
+        "external_id": transfer.external_id if to_payer else None,
+        "metadata": dict(sorted(transfer.metadata.items())) if to_payer else {},
         "created_at": format_moment(transfer.created_at),
         "updated_at": format_moment(transfer.updated_at),
         "posted_at": transfer.posted_at and format_moment(transfer.posted_at),
-        "batch": transfer.batch_id and str(transfer.batch_id),
+        "batch": str(transfer.batch_id) if transfer.batch_id and to_payer else None,
         "reversal_of": transfer.reversal_of_id and str(transfer.reversal_of_id),
         "reversed_minor": transfer.reversed_minor,
         "execute_on": transfer.execute_on and str(transfer.execute_on),

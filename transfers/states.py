@@ -48,6 +48,7 @@ class Claimed(NamedTuple):
     updated_at: Any
     expired: bool
     request_id: str
+    early: bool = False
 
 
 class Change(NamedTuple):
@@ -60,7 +61,8 @@ class Change(NamedTuple):
 
 _CLAIM = """
 SELECT id, status, debit_account_id, credit_account_id, amount_minor, currency, created_at, updated_at,
-       coalesce(expires_at < statement_timestamp(), false), request_id
+       coalesce(expires_at < statement_timestamp(), false), request_id,
+       status = 'scheduled' AND execute_on > (statement_timestamp() AT TIME ZONE 'UTC')::date
   FROM transfers_transfer
  WHERE id = ANY(%b::uuid[]) AND status = ANY(%b::text[])
  ORDER BY id

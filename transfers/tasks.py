@@ -9,6 +9,7 @@ from transfers.books import prove
 from transfers.parking import park_transfer
 from transfers.posting import post_transfers
 from transfers.risk.screening import check_risk
+from transfers.sweep import sweep_stuck
 
 
 def _park_unscreened(transfer_id: str, error: Exception, attempts: int) -> None:
@@ -39,6 +40,11 @@ def check_risk_task(transfer_ids: list[str]) -> None:
 @shared_task(base=PostingTask, name="transfers.post_transfers")
 def post_transfers_task(transfer_ids: list[str]) -> None:
     post_transfers([UUID(transfer_id) for transfer_id in transfer_ids])
+
+
+@shared_task(name="transfers.sweep_stuck", acks_late=False)
+def sweep_stuck_task() -> None:
+    sweep_stuck()
 
 
 # Acknowledged before it runs: a proof that failed is made up for by the next one, and is no dead letter.

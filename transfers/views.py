@@ -13,7 +13,7 @@ from accounts.access import find_account
 from accounts.balances import posted_minor_at
 from bankcore.api import read_model, read_query
 from bankcore.cursors import NewestFirst
-from bankcore.errors import FieldError, Invalid
+from bankcore.errors import FieldError, Invalid, NotFound
 from bankcore.messaging.models import Event
 from bankcore.moments import parse_moment
 from bankcore.view import View
@@ -25,7 +25,7 @@ from transfers.errors import BatchTooLarge, IdempotencyKeyInvalid, IdempotencyKe
 from transfers.intake import accept_transfer
 from transfers.orders import TransferOrder
 from transfers.pending import read_balance
-from transfers.search import find_batch, find_transfer, transfer_sources
+from transfers.search import find_batch, find_transfer, is_payer, transfer_sources
 from transfers.states import Status
 from transfers.waiting import WAIT_SECONDS_MAX, wait_until_at_rest
 
@@ -81,7 +81,8 @@ class Transfers(View):
         moments = {"created_from": parse_moment, "created_to": parse_moment}
         filters, page = read_query(request, {**parsers, **moments, "status": _status}), NewestFirst()
         transfers = page.paginate(transfer_sources(request.user, filters), request)
-        return page.get_paginated_response([shapes.show_transfer(transfer) for transfer in transfers])
+        shown = [shapes.show_transfer(t, to_payer=is_payer(request.user, t)) for t in transfers]
+        return page.get_paginated_response(shown)
 
     @extend_schema(
         operation_id="create_transfer",
@@ -117,7 +118,8 @@ class OneTransfer(View):
             if wait_until_at_rest(transfer.id, seconds=seconds):
                 headers["Preference-Applied"] = f"wait={seconds}"
             transfer.refresh_from_db()
-        return json_response(shapes.show_transfer(transfer), headers=headers)
+        content = shapes.show_transfer(transfer, to_payer=is_payer(request.user, transfer))
+        return json_response(content, headers=headers)
 
 
 class Cancel(View):
@@ -147,6 +149,8 @@ class TransferTimeline(View):
     def get(self, request: Any, transfer_id: str) -> HttpResponse:
         read_query(request, {})
         transfer = find_transfer(request.user, transfer_id)
+        if not is_payer(request.user, transfer):
+            raise NotFound
         events = Event.objects.filter(subject=str(transfer.id), type__startswith="transfer.").order_by("id")
         return json_response({"results": [shapes.show_step(event) for event in events[:TIMELINE_EVENTS_MAX]]})
 

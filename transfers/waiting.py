@@ -12,8 +12,8 @@ from transfers.states import END_STATES, WAITING_ROOMS
 WAIT_SECONDS_MAX = 20
 _POLL_SECONDS_FIRST, _POLL_SECONDS = 0.02, 0.04
 _AT_REST = frozenset(str(status) for status in END_STATES | WAITING_ROOMS)
-# At least one thread of the process stays free to accept transfers.
-_seats = BoundedSemaphore(max(1, settings.WEB_THREADS - 1))
+# A quarter of the process's threads may wait; the others stay free to accept transfers.
+_seats = BoundedSemaphore(max(1, settings.WEB_THREADS // 4))
 
 
 def wait_until_at_rest(transfer_id: UUID, *, seconds: float) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import time
 import traceback
 from typing import Any
 
@@ -15,6 +16,7 @@ from bankcore.messaging.models import DeadLetter
 log = logging.getLogger(__name__)
 
 DETAIL_CHARACTERS_MAX = 20_000
+RETRY_SECONDS = 2.0
 
 
 def park_work(*, task: str, subject: str, error: Exception, attempts: int) -> DeadLetter:
@@ -86,9 +88,10 @@ class DeadLetterStep(bootsteps.ConsumerStep):
         try:
             letter = record_message(message)
         except Exception:
-            # Kept by the broker until the database can take it.
+            # Kept by the broker until the database can take it; the pause keeps this from being a busy loop.
             log.exception("cannot record a dead letter yet")
             connection.close()
+            time.sleep(RETRY_SECONDS)
             message.requeue()
             return
         message.ack()

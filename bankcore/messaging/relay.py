@@ -34,13 +34,17 @@ GATHER_SECONDS = 0.01
 BACKOFF_SECONDS_MAX = 5.0
 
 _DUE = """
-SELECT id, type, partition_key, subject FROM messaging_event
+SELECT id, type, partition_key, subject, attempt FROM messaging_event
  WHERE published_at IS NULL AND due_at <= clock_timestamp() ORDER BY id LIMIT %s
 """
-_MARK = (
-    "UPDATE messaging_event SET published_at = clock_timestamp() WHERE id = ANY(%b::bigint[]) AND published_at IS NULL"
-)
-Row = tuple[int, str, str, str]
+# A worker can have the message, fail, and make the event due again before the broker's confirm is here: that next
+# attempt is not what was published, so only the attempt that was read is marked.
+_MARK = """
+UPDATE messaging_event AS e SET published_at = clock_timestamp()
+  FROM unnest(%b::bigint[], %b::int[]) AS sent(id, attempt)
+ WHERE e.id = sent.id AND e.attempt = sent.attempt AND e.published_at IS NULL
+"""
+Row = tuple[int, str, str, str, int]
 
 
 class Relay:
@@ -109,10 +113,9 @@ class Relay:
         Each wave holds at most one message per queue, and a queue that refused one gets nothing more this time: so a
         failure cannot let later events of a partition overtake earlier ones.
         """
+        attempts = {row[0]: row[4] for row in rows}
         # Events that no queue hears of (account.opened) are delivered by being there.
-        unrouted = [row[0] for row in rows if row[1] not in settings.TOPOLOGY_ROUTES]
-        if unrouted:
-            database.execute(_MARK, (unrouted,), prepare=True)
+        self._mark(database, [row[0] for row in rows if row[1] not in settings.TOPOLOGY_ROUTES], attempts)
         lanes = _lanes(rows)
         waves = max((len(lane) for lane in lanes.values()), default=0)
         refused: set[str] = set()
@@ -120,16 +123,19 @@ class Relay:
         for number in range(waves):
             wave = [lane[number] for queue, lane in lanes.items() if len(lane) > number and queue not in refused]
             taken = self._publisher().publish(wave)
-            if taken:
-                ids = [event_id for message in taken for event_id in message.event_ids]
-                database.execute(_MARK, (ids,), prepare=True)
-                metrics.published.labels("all").inc(len(ids))
+            self._mark(database, [event_id for message in taken for event_id in message.event_ids], attempts)
+            for message in taken:
+                metrics.published.labels(message.queue.partition("-")[0]).inc(len(message.event_ids))
             taken_queues = {message.queue for message in taken}
             for message in wave:
                 if message.queue not in taken_queues:
                     refused.add(message.queue)
                     unsent += len(message.event_ids)
         return unsent
+
+    def _mark(self, database: psycopg.Connection, event_ids: Sequence[int], attempts: dict[int, int]) -> None:
+        if event_ids:
+            database.execute(_MARK, (list(event_ids), [attempts[i] for i in event_ids]), prepare=True)
 
     def _publisher(self) -> Publisher:
         if self.publisher is None:
@@ -182,7 +188,7 @@ def _lanes(rows: Sequence[Row]) -> dict[str, list[TaskMessage]]:
     """Sort events into messages of at most MESSAGE_IDS_MAX ids, per queue, in id order."""
     topology, routes, ids_max = settings.TOPOLOGY, settings.TOPOLOGY_ROUTES, settings.MESSAGE_IDS_MAX
     lanes: dict[str, list[TaskMessage]] = defaultdict(list)
-    for event_id, event_type, partition_key, subject in rows:
+    for event_id, event_type, partition_key, subject, _ in rows:
         route = routes.get(event_type)
         if route is None:
             continue

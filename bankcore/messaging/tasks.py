@@ -19,11 +19,16 @@ from kombu.exceptions import OperationalError as BrokerError
 
 from bankcore import metrics
 from bankcore.messaging import outbox
+from bankcore.messaging.dead_letters import park_work
 
 log = logging.getLogger(__name__)
 
 # The database or the broker is away, failing over, or asks to try again: nothing is wrong with the transfers.
 INFRASTRUCTURE = (OperationalError, InterfaceError, BrokerError, ConnectionError, TimeoutError)
+# The same by SQLSTATE, for what psycopg sorts elsewhere: read-only after a failover (25006), sessions and transactions
+# that were timed out while a process was frozen (25P03, 25P04), and the classes for connection, rollback, resources,
+# operator intervention and system errors.
+_SQLSTATES = ("25006", "25P03", "25P04", "08", "40", "53", "57", "58")
 PAUSE_SECONDS_MIN = 0.05
 
 
@@ -67,7 +72,9 @@ class BatchTask(Task):
             try:
                 self.run(chunk)
                 return
-            except INFRASTRUCTURE as error:
+            except Exception as error:
+                if not is_infrastructure(error):
+                    raise
                 wait_in_place(self.name, error, pause)
                 pause = min(pause * 2, settings.PAUSE_SECONDS_MAX)
 
@@ -79,16 +86,33 @@ class BatchTask(Task):
             delay = random.uniform(0, settings.TASK_RETRY_SECONDS * 2**attempts)  # noqa: S311  Jitter, not a secret.
             if self._durably(lambda: outbox.defer(self.retry_types, str(only_id), delay)):
                 return
-        self._durably(lambda: self.park(str(only_id), error, attempts + 1))
+        try:
+            self._durably(lambda: self.park(str(only_id), error, attempts + 1))
+        except Reject:
+            raise
+        except Exception as unparkable:
+            # Not even an id of ours: the desk gets it as it came, and the rest of the message goes on.
+            log.error("%s cannot park %s", self.name, only_id, exc_info=unparkable)
+            self._durably(
+                lambda: park_work(task=self.name, subject=str(only_id)[:64], error=error, attempts=attempts + 1)
+            )
 
     def _durably(self, step: Callable[[], Any]) -> Any:
         pause = PAUSE_SECONDS_MIN
         while True:
             try:
                 return step()
-            except INFRASTRUCTURE as error:
+            except Exception as error:
+                if not is_infrastructure(error):
+                    raise
                 wait_in_place(self.name, error, pause)
                 pause = min(pause * 2, settings.PAUSE_SECONDS_MAX)
+
+
+def is_infrastructure(error: Exception) -> bool:
+    """Tell an outage, which is waited for, from a bug, which is not."""
+    sqlstate = getattr(error.__cause__, "sqlstate", None) or ""
+    return isinstance(error, INFRASTRUCTURE) or sqlstate.startswith(_SQLSTATES)
 
 
 def wait_in_place(stage: str, error: Exception, ceiling_seconds: float) -> None:

@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+from flower.views import monitor
+from tornado import web
+
 _secrets = Path(os.environ.get("SECRETS_FOLDER", "/run/bankcore"))
 
 address = "0.0.0.0"  # noqa: S104  inside the container; compose.yaml publishes it on the loopback only.
@@ -16,3 +19,6 @@ enable_events = False
 inspect_timeout = 2000.0
 max_tasks = 10000
 purge_offline_workers = 300
+
+# Flower leaves its own /metrics open whatever the sign-in; here it asks like every other page.
+monitor.Metrics.get = web.authenticated(monitor.Metrics.get)

@@ -85,7 +85,7 @@ class Bank:
 
 @pytest.fixture(scope="module")
 def bank() -> Iterator[Bank]:
-    with local.stack(name="flows") as stack:
+    with local.stack(name="flows", environment={"STUCK_SECONDS": "3"}) as stack:
         seeded = subprocess.run(
             [sys.executable, "manage.py", "seed_demo", "--accounts", "40", "--opening-minor", "100000", "--json"],
             cwd=ROOT,

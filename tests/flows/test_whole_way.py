@@ -1,5 +1,6 @@
 """Real transfers through real processes: what a client, a customer and an operator see of them."""
 
+import json
 import os
 import signal
 import time
@@ -154,6 +155,41 @@ def test_a_poisoned_queue_ends_on_the_desk_and_the_worker_lives(bank: Bank) -> N
     assert bank.ended(bank.send(bank.accounts[0], bank.accounts[1], 1)["id"])["status"] == "posted"
 
 
+def test_a_message_cannot_run_a_scheduled_transfer_early(bank: Bank) -> None:
+    transfer = bank.send(bank.accounts[0], bank.accounts[1], 9, execute_on="2999-01-01")
+    body = json.dumps([[[transfer["id"]]], {}, {}]).encode()
+    headers = {"task": "transfers.check_risk", "id": str(uuid4())}
+    with Connection(bank.stack["broker_url"]) as connection:
+        channel = connection.channel()
+        message = channel.prepare_message(
+            body, content_type="application/json", content_encoding="utf-8", headers=headers
+        )
+        channel.basic_publish(message, exchange="bank", routing_key="risk-0")
+
+    # Behind the forged message on the same worker, so it has been dealt with when this one is posted.
+    later = [bank.ended(bank.send(bank.accounts[n], bank.accounts[n + 1], 1)["id"])["status"] for n in range(8)]
+
+    assert later == ["posted"] * 8
+    assert bank.client.get(f"transfers/{transfer['id']}").json()["status"] == "scheduled"
+
+
+def test_messages_that_the_broker_lost_are_sent_again(bank: Bank) -> None:
+    """Purged between relay and worker: the database still knows what is owed."""
+    workers = bank.pids("posting")
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    transfer = bank.send(bank.accounts[0], bank.accounts[1], 3)
+    published = "SELECT count(*) FROM messaging_event WHERE subject = %s AND published_at IS NOT NULL"
+    assert _wait_for(lambda: bank.rows(published, transfer["id"]) == [(2,)])
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    with Connection(bank.stack["broker_url"]) as connection:
+        for partition in range(4):
+            connection.channel().queue_delete(f"posting-{partition}")
+
+    assert bank.ended(transfer["id"], seconds=60)["status"] == "posted"
+
+
 def test_metrics_of_the_contract_are_scraped(bank: Bank) -> None:
     bank.ended(bank.send(bank.accounts[0], bank.accounts[1], 1)["id"])
 
@@ -181,4 +217,9 @@ def test_metrics_of_the_contract_are_scraped(bank: Bank) -> None:
 
 
 def test_flower_asks_who_is_there(bank: Bank) -> None:
-    assert httpx.get(f"{bank.stack['flower']}/workers").status_code == 401
+    for page in ("workers", "metrics", "api/workers"):
+        assert httpx.get(f"{bank.stack['flower']}/{page}").status_code == 401, page
+    user = json.loads(Path(bank.stack["credentials"]).read_text())["flower"]
+    signed_in = httpx.get(f"{bank.stack['flower']}/workers", auth=(user["username"], user["password"]))
+    assert signed_in.status_code == 200
+    assert "posting.0" in signed_in.text

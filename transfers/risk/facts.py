@@ -1,11 +1,10 @@
 """Load what the rules need, once for a whole batch: a constant number of statements, whatever its size."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.conf import settings
-from django.utils import timezone
 
 from bankcore.database import fetch_all
 from bankcore.identifiers import oldest_id_at
@@ -13,20 +12,21 @@ from transfers.risk.rules import Facts
 from transfers.states import Claimed
 
 # Ids begin with their time of creation, so the index on (debit account, id) answers "how many lately" by itself, and
-# counting stops at the limit: a hot account costs no more than that.
+# counting stops at the limit: a hot account costs no more than that. "Lately" is seen from the transfers themselves, so
+# that waiting, for an outage or for a later day, hides nothing.
 _RECENT = """
 SELECT a.id, (SELECT count(*) FROM (SELECT FROM transfers_transfer t
-                                     WHERE t.debit_account_id = a.id AND t.id >= %b LIMIT %b) AS recent)
-  FROM unnest(%b::uuid[]) AS a(id)
+                                     WHERE t.debit_account_id = a.id AND t.id >= a.since LIMIT %b) AS recent)
+  FROM unnest(%b::uuid[], %b::uuid[]) AS a(id, since)
 """
 _DENIED = "SELECT account_id FROM transfers_deniedaccount WHERE account_id = ANY(%b::uuid[])"
 
 
 def load(transfers: Sequence[Claimed]) -> list[Facts]:
     """Return the facts of each transfer, in the same order."""
-    payers = list({t.debit_account for t in transfers})
-    recent = _recent_debits(payers)
-    denied = {row[0] for row in fetch_all(_DENIED, (payers + [t.credit_account for t in transfers],))}
+    recent = _recent_debits(transfers)
+    sides = {t.debit_account for t in transfers} | {t.credit_account for t in transfers}
+    denied = {row[0] for row in fetch_all(_DENIED, (list(sides),))}
     return [
         Facts(
             amount_minor=t.amount_minor,
@@ -37,8 +37,12 @@ def load(transfers: Sequence[Claimed]) -> list[Facts]:
     ]
 
 
-def _recent_debits(accounts: Sequence[UUID]) -> dict[UUID, int]:
+def _recent_debits(transfers: Sequence[Claimed]) -> dict[UUID, int]:
     if not settings.RISK_VELOCITY_COUNT:
         return {}
-    since = oldest_id_at(timezone.now() - timedelta(seconds=settings.RISK_VELOCITY_WINDOW_SECONDS))
-    return dict(fetch_all(_RECENT, (since, settings.RISK_VELOCITY_COUNT + 1, list(accounts))))
+    earliest: dict[UUID, datetime] = {}
+    for t in transfers:
+        earliest[t.debit_account] = min(t.created_at, earliest.get(t.debit_account, t.created_at))
+    window = timedelta(seconds=settings.RISK_VELOCITY_WINDOW_SECONDS)
+    since = [oldest_id_at(moment - window) for moment in earliest.values()]
+    return dict(fetch_all(_RECENT, (settings.RISK_VELOCITY_COUNT + 1, list(earliest), since)))

@@ -22,7 +22,8 @@ def check_risk(transfer_ids: Sequence[UUID]) -> int:
 
     Safe to repeat: transfers that are no longer waiting for screening are left alone. Locks the transfers.
     """
-    claimed = claim(transfer_ids, status=[Status.ACCEPTED, Status.SCHEDULED])
+    # A message proves nothing, least of all that a scheduled transfer's day has come.
+    claimed = [c for c in claim(transfer_ids, status=[Status.ACCEPTED, Status.SCHEDULED]) if not c.early]
     if not claimed:
         return 0
     limits = Limits(settings.RISK_REVIEW_AMOUNT_MINOR, settings.RISK_VELOCITY_COUNT)

@@ -1,0 +1,43 @@
+"""Find transfers that sit in a working state although nothing carries them on, and make their event due again."""
+
+import logging
+
+from django.conf import settings
+
+from bankcore import metrics
+from bankcore.database import execute
+
+log = logging.getLogger(__name__)
+
+SWEPT_MAX = 5000
+
+# The event that asks for a stage's work is named after the state it leaves the transfer in; a scheduled transfer's is
+# the one of its acceptance. Events that the relay still owes are left alone.
+_SWEEP = """
+WITH stuck AS (
+    SELECT id, CASE status WHEN 'approved' THEN 'transfer.approved' ELSE 'transfer.accepted' END AS type
+      FROM transfers_transfer
+     WHERE (status IN ('accepted', 'approved')
+            OR status = 'scheduled' AND execute_on <= (statement_timestamp() AT TIME ZONE 'UTC')::date)
+       AND updated_at < statement_timestamp() - %s * interval '1 second'
+     ORDER BY id LIMIT %s
+)
+UPDATE messaging_event AS e
+   SET published_at = NULL, due_at = statement_timestamp()
+  FROM stuck
+ WHERE e.subject = stuck.id::text AND e.type = stuck.type
+   AND e.published_at < statement_timestamp() - %s * interval '1 second'
+"""
+
+
+def sweep_stuck() -> int:
+    """Make due again what has waited longer than STUCK_SECONDS since it was handed to the broker; return how many.
+
+    Harmless when wrong: a stage finds a transfer that was handled meanwhile in another state and leaves it alone. At
+    most SWEPT_MAX at a time, the oldest first, so that a long backlog is not sent twice in one go.
+    """
+    swept = execute(_SWEEP, (settings.STUCK_SECONDS, SWEPT_MAX, settings.STUCK_SECONDS))
+    if swept:
+        metrics.retries.labels("sweep", "stuck").inc(swept)
+        log.warning("%s transfers waited longer than %s s; their events are due again", swept, settings.STUCK_SECONDS)
+    return swept
