@@ -35,7 +35,7 @@ from compose.stack_commands import ROOT, CommandFailed, seed_demo
 ACCOUNTS = 10_000
 OPENING_MINOR = 10**11
 ACCEPT_SHARE = 0.5
-# Also for the quick run: at scale 10 eight clients wait for each other's branches, and the yardstick shrinks by a fifth.
+# In the quick run too: at scale 10 eight clients wait for each other's branches and the yardstick shrinks by a fifth.
 PGBENCH_SCALE = 50
 INTERRUPTED = 130
 DISTURBED_PERCENT = 10.0
