@@ -19,16 +19,14 @@ CREATE FUNCTION require_balanced_lines() RETURNS trigger LANGUAGE plpgsql
 DECLARE
     culprit bigint;
 BEGIN
-    -- All lines of an entry come in one statement: an entry that already has lines cannot be added to. Lines written
-    -- in the very statement that wrote their entry need no look for older ones.
+    -- All lines of an entry come in one statement: an entry that already has lines cannot be added to.
     SELECT n.entry_id INTO culprit
       FROM (SELECT entry_id, count(*) AS lines,
                    sum(CASE side WHEN 'C' THEN amount_minor ELSE -amount_minor END) AS difference
               FROM new_lines GROUP BY entry_id) AS n
       LEFT JOIN accounts_journalentry e ON e.id = n.entry_id
      WHERE n.difference <> 0 OR n.lines < 2 OR e.id IS NULL
-        OR e.created_at <> statement_timestamp() AND
-           n.lines <> (SELECT count(*) FROM accounts_journalline l WHERE l.entry_id = n.entry_id)
+        OR n.lines <> (SELECT count(*) FROM accounts_journalline l WHERE l.entry_id = n.entry_id)
      LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'journal entry % does not balance', culprit

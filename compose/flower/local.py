@@ -1,4 +1,4 @@
-"""Flower on one machine: its options come from the command line and the environment; this closes what they leave open."""
+"""Flower on one machine: command line and environment hold its options; this closes what they leave open."""
 
 from flower.views import monitor
 from tornado import web

@@ -201,7 +201,8 @@ def test_an_ended_transfer_is_not_cancelled(bank: Any, assert_refused: Any, path
 def test_only_the_payer_cancels(bank: Any, assert_refused: Any) -> None:
     transfer_id = bank.as_anna.order(bank.body()).json()["id"]
 
-    assert bank.as_bruno.get(f"transfers/{transfer_id}").status_code == 200
+    # The payee hears of it once the money has come; until then there is nothing to see.
+    assert bank.as_bruno.get(f"transfers/{transfer_id}").status_code == 404
     assert_refused(bank.as_bruno.post(f"transfers/{transfer_id}/cancel"), 404, "not_found", before=(1, 0, 1))
 
 
@@ -306,3 +307,23 @@ def test_an_order_is_never_lost_to_a_filter_on_many_accounts(bank: Any) -> None:
     transfer_id = bank.as_anna.order(bank.body()).json()["id"]
 
     assert [t["id"] for t in bank.as_anna.get("transfers").json()["results"]] == [transfer_id]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_payee_sees_the_money_and_not_the_payers_notes(bank: Any) -> None:
+    body = bank.body(reference="rent", external_id="x-9", metadata={"note": "private"})
+    transfer_id = bank.as_anna.order(body).json()["id"]
+    assert bank.as_bruno.get("transfers").json()["results"] == []
+
+    move(transfer_id, Status.APPROVED)
+    move(transfer_id, Status.POSTED)
+
+    seen, listed = (
+        bank.as_bruno.get(f"transfers/{transfer_id}").json(),
+        bank.as_bruno.get("transfers").json()["results"],
+    )
+    assert listed == [seen]
+    assert (seen["status"], seen["reference"]) == ("posted", "rent")
+    assert (seen["external_id"], seen["metadata"], seen["batch"]) == (None, {}, None)
+    assert bank.as_bruno.get(f"transfers/{transfer_id}/timeline").status_code == 404
+    assert bank.as_anna.get(f"transfers/{transfer_id}").json()["metadata"] == {"note": "private"}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,15 @@ class Bank:
         )
 
 
+def _stack(patch: pytest.MonkeyPatch) -> AbstractContextManager[dict[str, Any]]:
+    # The servers are those of the test run; the mail folder is this stack's own.
+    patch.delenv("EMAIL_URL", raising=False)
+    return local.stack(name="flows", environment={"STUCK_SECONDS": "3"})
+
+
 @pytest.fixture(scope="module")
 def bank() -> Iterator[Bank]:
-    with local.stack(name="flows", environment={"STUCK_SECONDS": "3"}) as stack:
+    with pytest.MonkeyPatch.context() as patch, _stack(patch) as stack:
         seeded = subprocess.run(
             [sys.executable, "manage.py", "seed_demo", "--accounts", "40", "--opening-minor", "100000", "--json"],
             cwd=ROOT,

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from tests.messaging.helpers import Broker
+from tests.messaging.broker_view import Broker
 
 
 @pytest.fixture

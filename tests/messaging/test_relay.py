@@ -14,7 +14,7 @@ from bankcore.messaging.models import Event
 from bankcore.messaging.outbox import NewEvent
 from bankcore.messaging.publisher import Publisher, TaskMessage
 from bankcore.messaging.relay import Relay
-from tests.messaging.helpers import eventually
+from tests.messaging.broker_view import eventually
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

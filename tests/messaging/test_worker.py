@@ -14,7 +14,7 @@ from kombu import Exchange, Producer
 
 from bankcore.messaging.models import DeadLetter
 from bankcore.messaging.publisher import Publisher, TaskMessage
-from tests.messaging.helpers import eventually
+from tests.messaging.broker_view import eventually
 from transfers.models import Transfer
 
 QUEUE = "posting-0"
