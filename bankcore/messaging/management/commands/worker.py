@@ -24,6 +24,11 @@ ROLES = {
 }
 
 
+# Telling people and housekeeping leave the processor to those who move money, where they share one.
+YIELDING_ROLES = ("notifications", "maintenance")
+YIELDING_NICENESS = 10
+
+
 class Command(BaseCommand):
     help = "Run a Celery worker for ROLE, with the queues, pool and prefetch that the role needs."
 
@@ -43,6 +48,8 @@ class Command(BaseCommand):
         else:
             # Each thread keeps its database connection from task to task; messaging.tasks drops it when it breaks.
             current_app.conf["CELERY_DB_REUSE_MAX"] = 1_000_000_000
+        if role in YIELDING_ROLES:
+            os.nice(YIELDING_NICENESS)
         worker_ready.connect(lambda **_: metrics.serve(), weak=False)
         name = f"{role}.{index}.{os.getpid()}@{socket.gethostname()}"
         quiet = ["--without-gossip", "--without-mingle", "--loglevel", settings.LOG_LEVEL]
