@@ -2,13 +2,15 @@
 
 from datetime import timedelta
 
+import psycopg
 import pytest
 from celery.exceptions import Reject
 from celery.worker import state as worker_state
-from django.db import InterfaceError, OperationalError
+from django.db import IntegrityError, InterfaceError, InternalError, OperationalError
 from django.utils import timezone
 
 from bankcore.messaging.models import DeadLetter, Event
+from bankcore.messaging.tasks import is_infrastructure
 from transfers import tasks
 from transfers.models import Transfer
 from transfers.posting import post_transfers
@@ -228,3 +230,16 @@ def test_malformed_arguments_are_rejected_for_good(verb, args, kwargs):
 
     assert rejected.value.requeue is False
     assert calls == []
+
+
+@pytest.mark.parametrize("sqlstate", ["25006", "25P03", "40001", "53300", "57P01", "58030", "08006"])
+def test_an_outage_is_known_by_its_sqlstate_however_it_is_sorted(sqlstate):
+    error = InternalError("from the driver")
+    error.__cause__ = psycopg.errors.lookup(sqlstate)("cause")
+
+    assert is_infrastructure(error)
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), IntegrityError("a constraint"), InternalError("no sqlstate")])
+def test_a_bug_is_no_outage(error):
+    assert not is_infrastructure(error)

@@ -342,3 +342,21 @@ def test_two_relays_survive_the_loss_of_the_active_session(running, broker, queu
     assert [subject for _, ids in broker.calls(queue) for subject in ids] == ["1", "2", "3"]
     (heir,) = active_pids()
     assert heir != active
+
+
+def test_a_retry_that_overtakes_the_confirm_is_still_owed(stepping, queue, monkeypatch):
+    """The worker had the message, failed, and made the event due again before the relay marked it."""
+    outbox.record([NewEvent("transfer.approved", KEY, "the subject")])
+    publish = Publisher.publish
+
+    def publish_and_fail(self, messages):
+        taken = publish(self, messages)
+        assert outbox.defer(["transfer.approved"], "the subject", 0.0)
+        return taken
+
+    monkeypatch.setattr(Publisher, "publish", publish_and_fail)
+
+    stepping.step()
+
+    event = Event.objects.get()
+    assert (event.attempt, event.published_at) == (1, None)
