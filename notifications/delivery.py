@@ -1,6 +1,7 @@
 """Send the notifications that leave the house. A failure is tried again later and then shown, never forgotten."""
 
 import logging
+import smtplib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 ATTEMPTS_MAX = 8
 RETRY_SECONDS = 5.0
 CHUNK = 20
+_OUTAGES = (ConnectionError, TimeoutError, smtplib.SMTPServerDisconnected)
 
 
 def deliver(notification_ids: Sequence[int]) -> int:
@@ -38,22 +40,29 @@ def _deliver_chunk(notification_ids: Sequence[int], mail: Any) -> int:
         .filter(pk__in=notification_ids, state=Notification.State.PENDING)
         .order_by("pk")
     )
+    outage: OSError | None = None
     for notification in pending:
-        _send(notification, mail)
+        outage = _send(notification, mail, outage)
     Notification.objects.bulk_update(pending, ["state", "delivered_at", "attempts", "failure"])
     return sum(notification.state == Notification.State.DELIVERED for notification in pending)
 
 
-def _send(notification: Notification, mail: Any) -> None:
+def _send(notification: Notification, mail: Any, outage: OSError | None) -> OSError | None:
+    """Send one, or postpone it; return the outage that makes trying the next one pointless, if there is one."""
     notification.attempts += 1
+    if outage is not None:
+        # The server was away for the one before: waiting for it twenty times would outlast the transaction.
+        _postpone(notification, outage)
+        return outage
     try:
         email.send(notification, mail)
     except OSError as error:  # smtplib's errors are OSErrors as well.
         _postpone(notification, error)
-        return
+        return error if isinstance(error, _OUTAGES) else None
     notification.state = Notification.State.DELIVERED
     notification.delivered_at = timezone.now()
     metrics.notifications.labels(notification.channel, "delivered").inc()
+    return None
 
 
 def _postpone(notification: Notification, error: OSError) -> None:

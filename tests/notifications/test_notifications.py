@@ -218,7 +218,7 @@ def test_a_failure_holds_up_no_other(people, told, monkeypatch):
 
     def refuse_bob(backend, messages):
         if messages[0].to == ["bob@example.com"]:
-            raise ConnectionRefusedError("no")
+            raise smtplib.SMTPRecipientsRefused({})
         return send(backend, messages)
 
     monkeypatch.setattr(EmailBackend, "send_messages", refuse_bob)
@@ -229,6 +229,26 @@ def test_a_failure_holds_up_no_other(people, told, monkeypatch):
     assert [message.to for message in mail.outbox] == [["alice@example.com"]]
     states = Notification.objects.filter(channel="email").order_by("address").values_list("state", flat=True)
     assert list(states) == ["delivered", "pending"]
+
+
+def test_a_mail_server_that_is_away_is_asked_once_a_chunk(people, told, monkeypatch):
+    alice, bob, _ = people
+    dispatch([told(alice, bob)])
+    asked = []
+
+    def away(backend, messages):
+        asked.append(messages)
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(EmailBackend, "send_messages", away)
+    emails = Notification.objects.filter(channel="email")
+
+    assert deliver(list(emails.values_list("pk", flat=True))) == 0
+
+    assert len(asked) == 1
+    assert list(emails.values_list("state", "attempts", "failure")) == [("pending", 1, "TimeoutError: no answer")] * 2
+    owed = Event.objects.filter(type="notification.pending", published_at=None, due_at__gt=timezone.now())
+    assert owed.count() == 2
 
 
 @pytest.mark.django_db(transaction=True)
