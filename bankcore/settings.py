@@ -74,7 +74,8 @@ TEMPLATES = [
 
 # -- PostgreSQL --------------------------------------------------------------------------------------------------------
 
-DATABASES = {"default": env.db_url("DATABASE_URL", default="postgres://bankcore@127.0.0.1:5432/bankcore")}
+# Without an address there is no database: never one that happens to listen on the usual port.
+DATABASES = {"default": env.db_url("DATABASE_URL", default="postgres://nobody@127.0.0.1:1/DATABASE_URL-is-not-set")}
 # A statement or a wait for a lock ends before a worker's or a client's patience does (milliseconds).
 _session_limits = {
     "statement_timeout": env.int("DATABASE_STATEMENT_TIMEOUT_MS", default=30_000),

@@ -66,6 +66,8 @@ def plan(
             if role in SINGLE:
                 preferred = WEB_PORT if role == "web" else FLOWER_PORT
                 port = next(ports) if instance.throwaway else claim_preferred(instance, preferred)
+                if not instance.throwaway and port != preferred:
+                    print(f"[stack] port {preferred} is taken: {role} is on {port}", file=sys.stderr, flush=True)
                 urls[role] = f"http://127.0.0.1:{port}"
                 build = _web if role == "web" else _flower
                 programs.append(build(instance, port, servers, known, environment))

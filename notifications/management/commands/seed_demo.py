@@ -17,16 +17,22 @@ class Command(BaseCommand):
     help = "Create customers with funded accounts, some of whom want to be told of transfers, and a token to use them."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--accounts", type=int, default=100, metavar="N")
+        parser.add_argument("--accounts", type=int, default=100, metavar="N", help="how many (default: 100)")
         parser.add_argument(
-            "--opening-minor", type=int, default=1_000_000, metavar="M", help="each account's opening balance"
+            "--opening-minor",
+            type=int,
+            default=1_000_000,
+            metavar="M",
+            help="each account's opening balance in minor units (default: 1000000)",
         )
-        parser.add_argument("--currency", default="EUR")
+        parser.add_argument("--currency", default="EUR", help="an ISO 4217 code (default: EUR)")
         parser.add_argument("--json", action="store_true", help='print {"accounts": [ids], "currency", "token"}')
 
     def handle(self, *, accounts: int, opening_minor: int, currency: str, json: bool, **options: Any) -> None:
-        if accounts < 1 or not 0 <= opening_minor <= AMOUNT_MINOR_MAX:
-            raise CommandError(f"--accounts is at least 1, --opening-minor between 0 and {AMOUNT_MINOR_MAX}.")
+        if accounts < 1:
+            raise CommandError("--accounts is at least 1.")
+        if not 0 <= opening_minor <= AMOUNT_MINOR_MAX:
+            raise CommandError(f"--opening-minor is between 0 and {AMOUNT_MINOR_MAX}.")
         if not is_currency(currency):
             raise CommandError(f"{currency} is no ISO 4217 currency code.")
         seeded = seed_accounts(number=accounts, opening_minor=opening_minor, currency=currency)
@@ -37,7 +43,8 @@ class Command(BaseCommand):
             self.stdout.write(json_format.dumps({"accounts": ids, "currency": currency, "token": token}))
             return
         each = format_minor(opening_minor, currency)
-        self.stdout.write(f"{len(seeded)} accounts with {each} each, the first is {seeded[0].pk}.")
+        self.stdout.write(f"{len(seeded)} accounts with {each} each, among them:")
+        self.stdout.writelines(f"  {account.pk}  {account.name}\n" for account in seeded[:3])
         self.stdout.write(f"Token (shown once, all scopes): {token}")
 
 
