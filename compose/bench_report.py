@@ -54,7 +54,7 @@ FIGURES = (
     Figure("single_accept_tps", "/s", "bankcore: POST transfers from 32 clients at once, answered 202."),
     Figure("single_tps", "/s", "The same transfers, from the first request until the last was posted."),
     Figure("single_hot_tps", "/s", "As single_tps, when every transfer credits one account."),
-    Figure("end_to_end_tps", "/s", "From the first POST batches until the last transfer was posted; notifications end later."),
+    Figure("end_to_end_tps", "/s", "From the first POST batches to the last transfer posted; notifications end later."),
     Figure("batch_accept_ms", "ms", "Half of the batch requests were answered 202 within this time."),
     Figure("accept_p50_ms", "ms", "Time to the 202 at half of single_tps, counted from the planned moment: median."),
     Figure("accept_p99_ms", "ms", "The same, 99 of 100 requests."),
