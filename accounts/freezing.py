@@ -6,6 +6,7 @@ from django.db import transaction
 
 from accounts.models import Account
 from bankcore.logs import current_request_id
+from bankcore.messaging import audit
 from bankcore.messaging.outbox import NewEvent, record
 
 
@@ -26,4 +27,7 @@ def _turn(account_id: UUID, *, was: str, now: str, event: str, actor: str) -> bo
         return False
     subject = str(account_id)
     record([NewEvent(type=event, partition_key=subject, subject=subject, actor=actor, request_id=current_request_id())])
+    audit.record(
+        actor=actor, action="account.freeze" if now == Account.Status.FROZEN else "account.unfreeze", subject=subject
+    )
     return True

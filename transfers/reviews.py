@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from bankcore import metrics
 from bankcore.errors import NotFound
+from bankcore.messaging import audit
 from bankcore.messaging.outbox import record
 from transfers import states
 from transfers.errors import NotInReview, OwnTransfer, ReviewAlreadyDecided
@@ -47,6 +48,7 @@ def decide(transfer_id: UUID, *, staff: AbstractBaseUser, decision: Review.Decis
     review.decided_at = timezone.now()
     review.save(update_fields=["decision", "decided_by", "note", "decided_at"])
     record([of_change(claimed[0], change, actor=staff.get_username())])
+    audit.record(actor=staff.get_username(), action=f"review.{decision.value}", subject=transfer_id, reason=note)
     transaction.on_commit(lambda: metrics.count_transfers([(str(change.status), change.reason)]))
     return change.status
 

@@ -7,6 +7,7 @@ from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, User
+from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from rest_framework_api_key import admin as library
@@ -17,6 +18,7 @@ from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
 from accounts.access import SCOPES
 from accounts.models import ApiToken
+from bankcore.messaging import audit
 from bankcore.pages import BoundedAdmin, moment
 
 # The library's own table of keys is not used here, and Django's pages are shown in the style of the others.
@@ -77,11 +79,20 @@ class ApiTokenAdmin(BoundedAdmin):
         """Events name the token's client, so tokens are revoked and stay."""
         return False
 
+    @transaction.atomic
     def save_model(self, request: HttpRequest, obj: ApiToken, form: Any, change: bool) -> None:
         if not change:
             # Kept on the request: it reaches the one page below, and no cookie, session or log.
             request.made_token = ApiToken.objects.assign_key(obj)  # type: ignore[attr-defined]
         super().save_model(request, obj, form, change)
+        if change and not form.changed_data:
+            return
+        action = "token.issue"
+        if change:
+            action = "token.revoke" if obj.revoked and "revoked" in form.changed_data else "token.change"
+        customer = str(obj.customer_id) if obj.customer_id else None
+        details = {"client": obj.name, "scopes": obj.scopes, "customer": customer, "changed": form.changed_data}
+        audit.record(actor=request.user.get_username(), action=action, subject=obj.prefix, details=details)
 
     def response_add(self, request: HttpRequest, obj: ApiToken, post_url_continue: str | None = None) -> HttpResponse:
         context = {

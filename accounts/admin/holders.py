@@ -14,7 +14,7 @@ from unfold.forms import BaseDialogForm
 
 from accounts.freezing import freeze_account, unfreeze_account
 from accounts.models import Account, Customer, JournalLine
-from bankcore.messaging.admin import timeline
+from bankcore.messaging.admin import audit_trail, timeline
 from bankcore.pages import Panel, PanelAdmin, ReadOnlyAdmin, amount, list_link, moment, page_link
 
 RECENT_LINES = 20
@@ -101,7 +101,7 @@ class AccountAdmin(ReadOnlyAdmin):
             ],
             empty="No money has moved on this account.",
         )
-        return [recent, timeline(obj.pk)]
+        return [recent, timeline(obj.pk), audit_trail(obj.pk)]
 
     @display(description="holder")
     def holder(self, account: Account) -> SafeString | str:

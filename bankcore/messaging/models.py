@@ -1,4 +1,4 @@
-"""Events (outbox, timeline and audit feed in one table) and dead letters."""
+"""Events (outbox, timeline and audit feed in one table), dead letters, and the audit log of what people did."""
 
 from django.conf import settings
 from django.db import models
@@ -67,3 +67,28 @@ class DeadLetter(models.Model):
 
     def __str__(self) -> str:
         return f"{self.cause} ({self.state})"
+
+
+class AuditEntry(models.Model):
+    """One thing that a person or a program of theirs did by hand. Append-only: a trigger says so."""
+
+    id = models.BigAutoField(primary_key=True)
+    at = models.DateTimeField(db_default=Now())
+    actor = models.CharField(max_length=150, help_text="A user's name, an API client, or shell:<login>.")
+    action = models.CharField(max_length=64, help_text="What was done, such as account.freeze.")
+    subject = models.CharField(max_length=150, help_text="The id of what it was done to.")
+    reason = models.CharField(max_length=500, blank=True, default="", db_default="")
+    details = models.JSONField(default=dict, db_default={})
+    request_id = models.CharField(max_length=64, blank=True, default="", db_default="")
+
+    class Meta:
+        ordering = ["-id"]
+        verbose_name_plural = "audit entries"
+        indexes = [
+            models.Index(fields=["subject", "id"], name="auditentry_subject"),
+            models.Index(fields=["actor", "id"], name="auditentry_actor"),
+            models.Index(fields=["action", "id"], name="auditentry_action"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.action} by {self.actor}"

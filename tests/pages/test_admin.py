@@ -13,13 +13,25 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from accounts.models import Account, ApiToken, Customer, JournalEntry, JournalLine, Proof
-from bankcore.messaging.models import DeadLetter, Event
+from bankcore.messaging.models import AuditEntry, DeadLetter, Event
 from bankcore.pages import COUNT_MAX, BoundedPaginator, ReadOnlyAdmin
 from notifications.models import Notification, Subscription
 from tests.pages.conftest import make_transfer
 from transfers.models import Batch, DeniedAccount, Review, Transfer
 
-READ_ONLY = [Account, JournalEntry, JournalLine, Proof, Event, DeadLetter, Notification, Batch, Transfer, Review]
+READ_ONLY = [
+    Account,
+    JournalEntry,
+    JournalLine,
+    Proof,
+    Event,
+    DeadLetter,
+    AuditEntry,
+    Notification,
+    Batch,
+    Transfer,
+    Review,
+]
 EDITABLE = [Customer, Subscription, DeniedAccount, ApiToken, User, Group]
 pytestmark = pytest.mark.django_db
 

@@ -60,6 +60,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             ("Groups", "group", "auth_group"),
             ("API tokens", "key", "accounts_apitoken"),
             ("Deny list", "block", "transfers_deniedaccount"),
+            ("Audit log", "policy", "messaging_auditentry"),
         ),
     ]
 

@@ -13,7 +13,7 @@ from unfold.decorators import display
 from accounts.admin.journal import entry_lines
 from accounts.models import JournalEntry
 from bankcore.identifiers import oldest_id_at
-from bankcore.messaging.admin import dead_letters, timeline
+from bankcore.messaging.admin import audit_trail, dead_letters, timeline
 from bankcore.pages import Panel, ReadOnlyAdmin, amount, moment, page_link, pretty_json
 from transfers.models import Review, Transfer
 
@@ -73,7 +73,7 @@ class TransferAdmin(ReadOnlyAdmin):
 
     def panels(self, obj: Transfer) -> list[Panel]:
         entry = JournalEntry.objects.filter(reference=f"transfer:{obj.pk}").first()
-        panels = [timeline(obj.pk), entry_lines(entry), _review(obj), dead_letters(obj.pk)]
+        panels = [timeline(obj.pk), entry_lines(entry), _review(obj), dead_letters(obj.pk), audit_trail(obj.pk)]
         return [*panels, _reversals(obj)] if obj.reversed_minor else panels
 
     @display(description="status", label=STATUS_COLOURS)

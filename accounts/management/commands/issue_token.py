@@ -6,11 +6,13 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
 from django.utils import timezone
 
 from accounts.access import SCOPES
 from accounts.models import ApiToken, Customer
 from bankcore.identifiers import parse_id
+from bankcore.messaging import audit
 
 
 class Command(BaseCommand):
@@ -32,13 +34,16 @@ class Command(BaseCommand):
         days = options["expires_days"]
         if days is not None and not 1 <= days <= 36_500:
             raise CommandError("--expires-days takes 1 to 36500.")
-        _, token = ApiToken.objects.create_key(
-            name=options["client"],
-            scopes=scopes,
-            customer=_customer(options["customer"]),
-            staff_user=_staff_user(options["staff_user"]),
-            expiry_date=timezone.now() + timedelta(days=days) if days else None,
-        )
+        with transaction.atomic():
+            made, token = ApiToken.objects.create_key(
+                name=options["client"],
+                scopes=scopes,
+                customer=_customer(options["customer"]),
+                staff_user=_staff_user(options["staff_user"]),
+                expiry_date=timezone.now() + timedelta(days=days) if days else None,
+            )
+            details = {"client": made.name, "scopes": scopes, "customer": options["customer"]}
+            audit.record(actor=audit.operator(), action="token.issue", subject=made.prefix, details=details)
         self.stdout.write(token)
 
 
