@@ -57,6 +57,11 @@ def _configuration() -> dict[str, Any]:
                 "schedule": 15.0,
                 "options": {"queue": "maintenance", "expires": 14},
             },
+            "apply-switches": {
+                "task": "messaging.apply_switches",
+                "schedule": 15.0,
+                "options": {"queue": "maintenance", "expires": 14},
+            },
             "prove-books": {
                 "task": "transfers.prove_books",
                 "schedule": 60.0,

@@ -9,6 +9,7 @@ from functools import cache
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+import redis
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection, transaction
 from django.db.migrations.loader import MigrationLoader
@@ -23,6 +24,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from bankcore.database import fetch_all
+from bankcore.messaging import breaker
 
 logger = logging.getLogger(__name__)
 
@@ -216,5 +218,25 @@ class DatabaseCollector(Collector):
         return families
 
 
+class BreakerCollector(Collector):
+    """What all workers share in Redis. Of the many breakers of endpoints, only those that are not closed are told."""
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily("bankcore_breaker_state", "0 closed, 1 half open, 2 open.", labels=["breaker"])
+        try:
+            conditions = breaker.conditions(settings.BREAKERS)
+        except (redis.RedisError, OSError) as error:
+            logger.warning("metrics: Redis did not answer: %s", error)
+            return
+        for condition in conditions:
+            if condition.name in settings.BREAKERS or condition.effective != "closed":
+                family.add_metric([condition.name], breaker.LEVELS[condition.effective])
+        yield family
+
+
 _database_registry = CollectorRegistry()
 _database_registry.register(DatabaseCollector())
+_database_registry.register(BreakerCollector())

@@ -27,6 +27,8 @@ batch_size = Histogram(
 admission = Counter("bankcore_admission", "Answers at the door.", ["decision"])
 retries = Counter("bankcore_retries", "Work tried again.", ["stage", "cause"])
 notifications = Counter("bankcore_notifications", "Notifications by what became of them.", ["channel", "outcome"])
+breaker_refusals = Counter("bankcore_breaker_refusals", "Calls that a breaker did not let through.", ["breaker"])
+breaker_fallbacks = Counter("bankcore_breaker_fallbacks", "Steps of a breaker taken alone, as Redis was away.")
 published = Counter("bankcore_published_events", "Events the broker has confirmed.", ["family"])
 unroutable = Counter(
     "bankcore_unroutable_messages", "Messages the broker returned because no queue wanted them.", ["queue"]

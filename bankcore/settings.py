@@ -6,6 +6,7 @@ from pathlib import Path
 import environ
 from django.core.management.utils import get_random_secret_key
 
+from bankcore.topology import BREAKERS as BREAKERS
 from bankcore.topology import ROUTES, Topology
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -114,6 +115,11 @@ PAUSE_SECONDS_MAX = env.float("PAUSE_SECONDS_MAX", default=10.0)
 RISK_REVIEW_AMOUNT_MINOR = env.int("RISK_REVIEW_AMOUNT_MINOR", default=1_000_000)
 RISK_VELOCITY_COUNT = env.int("RISK_VELOCITY_COUNT", default=20_000)
 RISK_VELOCITY_WINDOW_SECONDS = env.int("RISK_VELOCITY_WINDOW_SECONDS", default=60)
+
+# Breakers around other people's systems: from how many calls on they judge, and how long they stay open.
+BREAKER_CALLS_MIN = env.int("BREAKER_CALLS_MIN", default=5)
+BREAKER_OPEN_SECONDS = env.float("BREAKER_OPEN_SECONDS", default=5.0)
+BREAKER_OPEN_SECONDS_MAX = env.float("BREAKER_OPEN_SECONDS_MAX", default=120.0)
 
 BATCH_TRANSFERS_MAX = env.int("BATCH_TRANSFERS_MAX", default=10_000)
 REQUEST_BYTES_MAX = env.int("REQUEST_BYTES_MAX", default=64 * 1024)

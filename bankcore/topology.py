@@ -11,6 +11,8 @@ DEAD_EXCHANGE = "bank.dead"
 LOST_EXCHANGE = "bank.lost"
 DEAD_QUEUE = "dead_letters"
 LOST_QUEUE = "lost_and_found"
+# Breakers that are shown and exported before their first call; those of webhook endpoints come as they are used.
+BREAKERS = ("email", "risk")
 RELAY_WAKE_CHANNEL = "bankcore_outbox"
 
 # A message that killed its worker this often goes to the dead letters. Deploys count as well, hence not lower.

@@ -9,13 +9,15 @@ from typing import Any
 
 import psycopg
 import pytest
+import redis
+from django.conf import settings
 from django.db import connection
 
 from accounts import books as ledger_books
 from accounts import ledger
 from accounts.models import Account
 from bankcore.identifiers import new_id
-from bankcore.messaging import outbox
+from bankcore.messaging import breaker, outbox
 from transfers import books as transfer_books
 from transfers.models import Transfer
 
@@ -115,3 +117,20 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(psycopg.Cursor, "execute", counted)
     return sent
+
+
+@pytest.fixture
+def forget_breakers() -> Iterator[Callable[[], None]]:
+    """Every breaker as if never used, before and after; call it to forget once more."""
+    url = settings.REDIS_URL
+
+    def forget() -> None:
+        client = redis.Redis.from_url(url)
+        for key in client.scan_iter("{bankcore:breakers}*"):
+            client.delete(key)
+        breaker._locals.clear()
+        breaker._away_until = float("-inf")
+
+    forget()
+    yield forget
+    forget()

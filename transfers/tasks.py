@@ -4,6 +4,7 @@ from uuid import UUID
 
 from celery import shared_task
 
+from bankcore.messaging.switches import apply_switches
 from bankcore.messaging.tasks import BatchTask
 from transfers.books import prove
 from transfers.parking import park_transfer
@@ -40,6 +41,11 @@ def check_risk_task(transfer_ids: list[str]) -> None:
 @shared_task(base=PostingTask, name="transfers.post_transfers")
 def post_transfers_task(transfer_ids: list[str]) -> None:
     post_transfers([UUID(transfer_id) for transfer_id in transfer_ids])
+
+
+@shared_task(name="messaging.apply_switches", acks_late=False)
+def apply_switches_task() -> None:
+    apply_switches()
 
 
 @shared_task(name="transfers.sweep_stuck", acks_late=False)

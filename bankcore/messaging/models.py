@@ -92,3 +92,24 @@ class AuditEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.action} by {self.actor}"
+
+
+class BreakerSwitch(models.Model):
+    """A breaker that staff holds open or closed. Without a row a breaker decides by itself."""
+
+    class Mode(models.TextChoices):
+        OPEN = "open", "held open"
+        CLOSED = "closed", "held closed"
+
+    name = models.CharField(primary_key=True, max_length=100)
+    mode = models.CharField(max_length=6, choices=Mode)
+    reason = models.CharField(max_length=500)
+    set_by = models.CharField(max_length=150)
+    set_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering = ["name"]
+        verbose_name = "breaker"
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.mode}"

@@ -10,7 +10,7 @@ from django.test import Client
 from accounts import ledger
 from accounts.models import Account, ApiToken, Customer, Proof
 from bankcore.messaging import audit
-from bankcore.messaging.models import DeadLetter
+from bankcore.messaging.models import BreakerSwitch, DeadLetter
 from bankcore.messaging.outbox import NewEvent, record
 from notifications.models import Notification, Subscription
 from transfers.models import Batch, DeniedAccount, Review, Transfer
@@ -76,6 +76,7 @@ def rows(accounts: SimpleNamespace, superuser: User) -> SimpleNamespace:
         cause="ZeroDivisionError", subject=str(parked.pk), task="transfers.post_transfers",
         detail="Traceback:\n  line 1", headers={"x-death": [{"queue": "posting-0"}]}, body=b'[["\xff"]]',
     )  # fmt: skip
+    BreakerSwitch.objects.create(name="email", mode="open", reason="Moving house", set_by="root")
     audit.record(actor="root", action="account.freeze", subject=accounts.payee.pk)
     token, secret = ApiToken.objects.create_key(name="test", customer=accounts.customer, scopes=["transfers:read"])
     return SimpleNamespace(

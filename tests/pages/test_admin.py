@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from accounts.models import Account, ApiToken, Customer, JournalEntry, JournalLine, Proof
-from bankcore.messaging.models import AuditEntry, DeadLetter, Event
+from bankcore.messaging.models import AuditEntry, BreakerSwitch, DeadLetter, Event
 from bankcore.pages import COUNT_MAX, BoundedPaginator, ReadOnlyAdmin
 from notifications.models import Notification, Subscription
 from tests.pages.conftest import make_transfer
@@ -27,6 +27,7 @@ READ_ONLY = [
     Event,
     DeadLetter,
     AuditEntry,
+    BreakerSwitch,
     Notification,
     Batch,
     Transfer,

@@ -53,6 +53,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             ("Events", "timeline", "messaging_event"),
             ("Notifications", "notifications", "notifications_notification"),
             ("Subscriptions", "mark_email_unread", "notifications_subscription"),
+            ("Breakers", "electrical_services", "messaging_breakerswitch"),
         ),
         _group(
             "Access",

@@ -1,1 +1,0 @@
-"""Game day: faults under load on a private stack, and a verdict from outside (`make gameday`)."""
