@@ -9,7 +9,7 @@ from collections import Counter as Tally
 from collections.abc import Iterable
 
 from django.conf import settings
-from prometheus_client import Counter, Histogram, start_http_server
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _SIZES = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 10000)
@@ -25,6 +25,18 @@ batch_size = Histogram(
     "bankcore_batch_size", "Transfers a stage handled in one transaction.", ["stage"], buckets=_SIZES
 )
 admission = Counter("bankcore_admission", "Answers at the door.", ["decision"])
+predicted_wait = Gauge(
+    "bankcore_predicted_wait_seconds",
+    "How long a transfer that comes now would wait for a stage.",
+    ["stage"],
+    multiprocess_mode="livemax",
+)
+drain_rate = Gauge(
+    "bankcore_drain_rate_transfers",
+    "Transfers a second that a stage was measured to work off; 0: it stands still.",
+    ["stage"],
+    multiprocess_mode="livemin",
+)
 retries = Counter("bankcore_retries", "Work tried again.", ["stage", "cause"])
 notifications = Counter("bankcore_notifications", "Notifications by what became of them.", ["channel", "outcome"])
 breaker_refusals = Counter("bankcore_breaker_refusals", "Calls that a breaker did not let through.", ["breaker"])

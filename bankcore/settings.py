@@ -127,6 +127,14 @@ BATCH_BYTES_MAX = env.int("BATCH_BYTES_MAX", default=8 * 1024 * 1024)
 DATA_UPLOAD_MAX_MEMORY_SIZE = BATCH_BYTES_MAX
 TOKEN_CACHE_SECONDS = env.float("TOKEN_CACHE_SECONDS", default=1.0)
 
+# Admission (bankcore/messaging/backpressure.py): the longest predicted wait a 202 may have, and how much is taken while
+# a stage stands still. DRAIN_RATE_START is believed until the first backlog has been measured.
+PROMISE_SECONDS = env.float("PROMISE_SECONDS", default=30.0)
+BACKLOG_MAX = env.int("BACKLOG_MAX", default=50_000)
+OUTAGE_ACCEPT_SECONDS = env.float("OUTAGE_ACCEPT_SECONDS", default=600.0)
+DRAIN_RATE_START = env.float("DRAIN_RATE_START", default=1000.0)
+CLIENT_WEIGHTS = env.dict("CLIENT_WEIGHTS", cast={"value": int}, default={})
+
 # Threads per web process: a quarter of them may wait for a transfer (`Prefer: wait`).
 WEB_THREADS = env.int("WEB_THREADS", default=4)
 

@@ -14,6 +14,7 @@ from accounts.balances import posted_minor_at
 from bankcore.api import read_model, read_query
 from bankcore.cursors import NewestFirst
 from bankcore.errors import FieldError, Invalid, NotFound
+from bankcore.messaging.backpressure import Priority, admit, check, priority_of
 from bankcore.messaging.models import Event
 from bankcore.moments import parse_moment
 from bankcore.view import View
@@ -94,6 +95,7 @@ class Transfers(View):
     )
     def post(self, request: Any) -> HttpResponse:
         key = _idempotency_key(request, required=True) or ""
+        admit(request.user.namespace, 1, Priority.INTERACTIVE)
         order = read_model(request, TransferOrder, settings.REQUEST_BYTES_MAX)
         done = accept_transfer(order, client=request.user, idempotency_key=key)
         content = shapes.show_transfer(done.transfer)
@@ -172,9 +174,12 @@ class Batches(View):
     )
     def post(self, request: Any) -> HttpResponse:
         key = _idempotency_key(request, required=False)
+        # Before the body is read, so that a refusal is cheap; its rows are known only afterwards.
+        check(request.user.namespace, 1, Priority.BATCH)
         order = shapes.read_batch_order(request)
         if len(order.transfers) > settings.BATCH_TRANSFERS_MAX:
             raise BatchTooLarge(f"At most {settings.BATCH_TRANSFERS_MAX:,} transfers come in one batch.")
+        admit(request.user.namespace, len(order.transfers), priority_of(len(order.transfers)))
         done = accept_batch(order.transfers, atomic=order.atomic, client=request.user, idempotency_key=key)
         content = shapes.show_batch(done.batch, done.status_counts)
         return _accepted(content, f"/api/v1/batches/{done.batch.id}", replayed=done.replayed)

@@ -1,0 +1,215 @@
+"""The gate in front of intake: a transfer comes in only if it will be done within the promise (PROMISE_SECONDS).
+
+The predicted wait is what waits, by what the stages were measured to work off. Both are read in the background a few
+times a second; deciding costs no query, no lock on a row and no call to anybody. What cannot be measured is refused.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from math import ceil
+
+from django.conf import settings
+from django.db import close_old_connections
+
+from bankcore import metrics
+from bankcore.errors import BankError
+from bankcore.messaging.drain import Drain, Reading
+from bankcore.messaging.shares import Shares
+
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 0.25
+IDLE_REFRESH_SECONDS = 2.0
+IDLE_AFTER_SECONDS = 5.0
+# A reading that takes long is taken less often, so that reading costs a connection at most one part in so many.
+REFRESH_COST = 25
+# Without a reading for this long nobody knows how long a transfer would wait.
+GRACE_SECONDS = 6.0
+UNMEASURED_RETRY_SECONDS = 5
+OUTAGE_RETRY_SECONDS = 30
+JITTER = 0.1
+# Above this part of the promise the system is near its limit, and who has had more than their share stops here.
+NEAR = 0.5
+GREEDY = 0.7
+PROBE_SECONDS = 5.0
+
+
+class Priority(Enum):
+    """Up to which part of the promise this kind of work is taken: what a person waits for goes last."""
+
+    INTERACTIVE = 1.0
+    BATCH = 0.8
+    BULK = 0.6
+
+
+BATCH_ROWS_MAX = 1000
+
+
+def priority_of(rows: int) -> Priority:
+    return Priority.BATCH if rows <= BATCH_ROWS_MAX else Priority.BULK
+
+
+class Overloaded(BankError):
+    """More work waits than can be done within the promise; nothing was changed. Retry-After says when to come again."""
+
+    code = "overloaded"
+    title = "Too much work is waiting"
+    http_status = 503
+    retryable = True
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a probe reads, per stage: transfers that are in front of a new one there, and transfers done so far."""
+
+    waiting: Mapping[str, int]
+    done: Mapping[str, int]
+
+
+Probe = Callable[[], Measured]
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """The last reading, made ready for deciding."""
+
+    at: float
+    # How many this process had admitted when the reading began: those after it are not in it.
+    admitted: int
+    ahead: Mapping[str, int]
+    rate: Mapping[str, float]
+    stalled_since: float | None
+
+
+@dataclass
+class Gate:
+    """One per process. `probe` is called from a thread of its own, never by who asks for admission."""
+
+    probe: Probe | None = None
+    shares: Shares = field(default_factory=Shares)
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._drains: dict[str, Drain] = {}
+        self._view: _View | None = None
+        self._admitted = 0
+        self._asked_at = self._began_at = time.monotonic()
+        self._probe_at = 0.0
+
+    # -- deciding ------------------------------------------------------------------------------------------------------
+
+    def admit(self, client: str, rows: int, priority: Priority) -> None:
+        """Let so many transfers of the client in and count them, or raise.
+
+        Raises:
+            Overloaded: they would wait longer than the promise, or nobody knows how long.
+        """
+        self.check(client, rows, priority)
+        with self._lock:
+            self._admitted += rows
+        self.shares.count(client, rows)
+
+    def check(self, client: str, rows: int, priority: Priority) -> None:
+        """Raise Overloaded if so many transfers would not be let in now; counts nothing."""
+        self._asked_at = time.monotonic()
+        if self._thread is None:
+            self._start()
+        retry_seconds, decision = self._decide(client, rows, priority)
+        if retry_seconds is None:
+            return
+        self.shares.count(client, 0)
+        metrics.admission.labels(decision).inc(1)
+        raise Overloaded(retry_after=retry_after(retry_seconds))
+
+    def _decide(self, client: str, rows: int, priority: Priority) -> tuple[float | None, str]:
+        now, view = time.monotonic(), self._view
+        if view is None or now - view.at > GRACE_SECONDS:
+            known_at = self._began_at if view is None else view.at
+            return (UNMEASURED_RETRY_SECONDS if now - known_at > GRACE_SECONDS else None), "unmeasured"
+        since = self._admitted - view.admitted
+        if view.stalled_since is not None:
+            return self._decide_in_outage(view, since, rows, now), "overloaded"
+        wait = max((n + since) / view.rate[stage] for stage, n in view.ahead.items())
+        bearable = settings.PROMISE_SECONDS * priority.value
+        if wait > settings.PROMISE_SECONDS * NEAR and self.shares.is_greedy(client):
+            bearable *= GREEDY
+        return (None if wait <= bearable else wait - bearable), "overloaded"
+
+    def _decide_in_outage(self, view: _View, since: int, rows: int, now: float) -> float | None:
+        """A stage stands still: what is accepted is safe in the database, and waits. Take so much or for so long."""
+        ahead = max(view.ahead.values()) + since
+        if ahead + rows > settings.BACKLOG_MAX:
+            return OUTAGE_RETRY_SECONDS
+        if now - (view.stalled_since or now) <= settings.OUTAGE_ACCEPT_SECONDS:
+            return None
+        # Few transfers that stand still may be stuck by themselves: one more now and then shows whether others pass.
+        if ahead < min(view.rate.values()) and now - self._probe_at > PROBE_SECONDS:
+            self._probe_at = now
+            return None
+        return OUTAGE_RETRY_SECONDS
+
+    # -- measuring -----------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._keep_reading, name="backpressure", daemon=True)
+                self._thread.start()
+
+    def _keep_reading(self) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                close_old_connections()
+                self.refresh()
+            except Exception as error:
+                # Whatever it is, the gate closes by itself when the last reading has grown old.
+                log.warning("the backlog cannot be read: %s: %s", type(error).__name__, error)
+            took = time.monotonic() - began
+            idle = began - self._asked_at > IDLE_AFTER_SECONDS
+            time.sleep(min(max(IDLE_REFRESH_SECONDS if idle else REFRESH_SECONDS, REFRESH_COST * took), 2.0))
+
+    def refresh(self) -> None:
+        """Take one reading and learn from it."""
+        if self.probe is None:
+            raise RuntimeError("Nobody has said how to read the backlog (backpressure.watch).")
+        admitted = self._admitted
+        measured = self.probe()
+        now = time.monotonic()
+        for stage, waiting in measured.waiting.items():
+            drain = self._drains.setdefault(stage, Drain(settings.DRAIN_RATE_START))
+            drain.observe(Reading(at=now, waiting=waiting, done=measured.done[stage]))
+        stalls = [d.stalled_since for d in self._drains.values() if d.stalled_since is not None]
+        self._view = _View(
+            at=now,
+            admitted=admitted,
+            ahead=measured.waiting,
+            rate={stage: drain.rate for stage, drain in self._drains.items()},
+            stalled_since=min(stalls, default=None),
+        )
+        waits = {stage: d.wait_seconds(measured.waiting[stage]) for stage, d in self._drains.items()}
+        self.shares.refresh(cluster_wide=max(waits.values()) > settings.PROMISE_SECONDS * NEAR / 2)
+        for stage, drain in self._drains.items():
+            metrics.predicted_wait.labels(stage).set(waits[stage])
+            metrics.drain_rate.labels(stage).set(0.0 if drain.stalled_since is not None else drain.rate)
+
+
+def retry_after(seconds: float) -> int:
+    """Make whole seconds of it, at least one, and spread those who were turned away together over a little time."""
+    return max(1, ceil(seconds * (1 + JITTER * random.random())))  # noqa: S311 chance is all that is wanted here
+
+
+gate = Gate()
+admit, check = gate.admit, gate.check
+
+
+def watch(probe: Probe) -> None:
+    """Say how the backlog is read."""
+    gate.probe = probe

@@ -1,0 +1,107 @@
+"""How fast a stage works off what waits for it, measured while something waits. Arithmetic only: no clock, no database.
+
+The throughput of a stage that has little to do says nothing about what it can do. So a rate counts as the stage's
+capacity only while a backlog stood there all along; else it can only raise what is known.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+WINDOW_SECONDS = 5.0
+# Readings of what was done lag behind by this much (a transaction may commit after one that began later).
+LAG_SECONDS = 1.0
+LEARN_SECONDS = 1.0
+SMOOTHING_SECONDS = 2.0
+# A stage is busy while this much of its work waits: less may be what is in its hands.
+BUSY_SECONDS = 0.25
+BUSY_TRANSFERS_MIN = 100
+# With this long no progress although more and more waits, the stage stands still.
+STALL_SECONDS = 2.0
+RATE_MIN = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What waited for a stage at a moment (seconds of a monotonic clock), and how many it had done since some start."""
+
+    at: float
+    waiting: int
+    done: int
+
+
+class Drain:
+    """The capacity of one stage in transfers a second, learnt from readings."""
+
+    def __init__(self, start_rate: float) -> None:
+        self.rate = max(start_rate, RATE_MIN)
+        self.stalled_since: float | None = None
+        self._learnt = False
+        self._rate_at_progress = self.rate
+        self._busy: deque[Reading] = deque()
+        self._recent: deque[Reading] = deque()
+        self._last: Reading | None = None
+        # How much waited when the stage last moved: what stands there for good (a dead partition) is no outage.
+        self._level = 0
+        self._growing_since: float | None = None
+
+    def observe(self, reading: Reading) -> None:
+        """Take the next reading; readings come in the order of time."""
+        last, self._last = self._last, reading
+        if last is None:
+            self._level = reading.waiting
+        elif reading.done > last.done or reading.waiting < last.waiting:
+            self._moved(reading)
+        elif reading.waiting > self._level:
+            self._stood_still(reading)
+        if self.stalled_since is None:
+            self._learn(reading)
+
+    def _moved(self, reading: Reading) -> None:
+        self._level = reading.waiting
+        self._growing_since = None
+        if self.stalled_since is not None:
+            self.stalled_since = None
+            self._busy.clear()
+            self._recent.clear()
+        self._rate_at_progress = self.rate
+
+    def _stood_still(self, reading: Reading) -> None:
+        if self._growing_since is None:
+            self._growing_since = reading.at
+        if self.stalled_since is None and reading.at - self._growing_since >= STALL_SECONDS:
+            self.stalled_since = self._growing_since
+            # Nothing done in an outage is not what the stage can do: the rate of before counts when it is over.
+            self.rate = self._rate_at_progress
+
+    def _learn(self, reading: Reading) -> None:
+        if reading.waiting < max(BUSY_TRANSFERS_MIN, BUSY_SECONDS * self.rate):
+            self._busy.clear()
+        else:
+            self._busy.append(reading)
+        self._recent.append(reading)
+        for kept in (self._busy, self._recent):
+            while kept and reading.at - kept[0].at > WINDOW_SECONDS + LAG_SECONDS:
+                kept.popleft()
+        if self._busy and reading.at - self._busy[0].at >= LAG_SECONDS + LEARN_SECONDS:
+            self._take(_speed(self._busy, skip_seconds=LAG_SECONDS))
+        elif reading.at - self._recent[0].at >= LEARN_SECONDS:
+            self.rate = max(self.rate, _speed(self._recent))
+
+    def _take(self, measured: float) -> None:
+        if not self._learnt:
+            self._learnt, self.rate = True, max(measured, RATE_MIN)
+            return
+        passed = self._busy[-1].at - self._busy[-2].at
+        self.rate += (measured - self.rate) * min(1.0, passed / SMOOTHING_SECONDS)
+        self.rate = max(self.rate, RATE_MIN)
+
+    def wait_seconds(self, ahead: int) -> float:
+        """Predict how long a transfer waits that comes now, behind so many others."""
+        return ahead / self.rate
+
+
+def _speed(readings: deque[Reading], *, skip_seconds: float = 0.0) -> float:
+    """What was done a second, from the first reading that is `skip_seconds` in to the last."""
+    last = readings[-1]
+    first = next(r for r in readings if r.at - readings[0].at >= skip_seconds)
+    return (last.done - first.done) / (last.at - first.at) if last.at > first.at else 0.0

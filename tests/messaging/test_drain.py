@@ -1,0 +1,90 @@
+"""The capacity of a stage is what it does while a backlog stands there; an idle stage and an outage teach nothing."""
+
+import pytest
+
+from bankcore.messaging.drain import Drain, Reading
+
+BEGIN = Reading(0.0, 0, 0)
+
+
+def feed(drain: Drain, *, seconds: float, arrivals: float, capacity: float, start: Reading = BEGIN) -> Reading:
+    """Let a stage of this capacity work for a while, read four times a second; return the last reading."""
+    at, waiting, done = start.at, float(start.waiting), float(start.done)
+    while at < start.at + seconds:
+        at += 0.25
+        waiting += arrivals * 0.25
+        worked = min(waiting, capacity * 0.25)
+        waiting, done = waiting - worked, done + worked
+        drain.observe(Reading(at, int(waiting), int(done)))
+    return Reading(at, int(waiting), int(done))
+
+
+@pytest.mark.parametrize("start_rate", [1, 1000, 50_000])
+def test_the_rate_is_learnt_within_seconds_whatever_was_believed_before(start_rate: float) -> None:
+    drain = Drain(start_rate)
+    begun = Reading(0.0, 60_000, 0)
+    drain.observe(begun)
+
+    feed(drain, seconds=4, arrivals=10_000, capacity=2000, start=begun)
+
+    assert drain.rate == pytest.approx(2000, rel=0.02)
+
+
+def test_an_idle_stage_is_not_taken_for_a_slow_one() -> None:
+    drain = Drain(1000)
+    busy = feed(drain, seconds=10, arrivals=5000, capacity=2000)
+
+    feed(drain, seconds=60, arrivals=10, capacity=2000, start=Reading(busy.at, 0, busy.done))
+
+    assert drain.rate == pytest.approx(2000, rel=0.02)
+
+
+def test_a_quick_stage_without_a_backlog_shows_at_least_what_it_does() -> None:
+    drain = Drain(1000)
+
+    feed(drain, seconds=5, arrivals=3000, capacity=9000)
+
+    assert drain.rate == pytest.approx(3000, rel=0.05)
+
+
+def test_a_stage_that_slows_down_is_believed() -> None:
+    drain = Drain(1000)
+    fast = feed(drain, seconds=10, arrivals=4000, capacity=2000)
+
+    feed(drain, seconds=15, arrivals=4000, capacity=500, start=fast)
+
+    assert drain.rate == pytest.approx(500, rel=0.05)
+
+
+def test_an_outage_is_seen_and_does_not_count_as_slowness() -> None:
+    drain = Drain(1000)
+    fast = feed(drain, seconds=10, arrivals=4000, capacity=2000)
+
+    down = feed(drain, seconds=4, arrivals=100, capacity=0, start=fast)
+
+    assert drain.stalled_since == fast.at + 0.25
+    assert drain.rate == pytest.approx(2000, rel=0.1)
+    back = feed(drain, seconds=0.25, arrivals=100, capacity=2000, start=down)
+    assert drain.stalled_since is None
+    feed(drain, seconds=5, arrivals=100, capacity=2000, start=back)
+    assert drain.rate == pytest.approx(2000, rel=0.1)
+
+
+def test_transfers_that_are_stuck_for_good_are_no_outage() -> None:
+    drain = Drain(1000)
+    stuck = Reading(0.0, 7, 0)
+    drain.observe(stuck)
+
+    quiet = feed(drain, seconds=3600, arrivals=0, capacity=0, start=stuck)
+
+    assert (quiet.waiting, drain.stalled_since) == (7, None)
+
+
+def test_one_more_transfer_that_does_not_move_is_an_outage() -> None:
+    drain = Drain(1000)
+    drain.observe(Reading(0.0, 7, 0))
+
+    for at in (1.0, 2.0, 3.0):
+        drain.observe(Reading(at, 8, 0))
+
+    assert drain.stalled_since == 1.0
