@@ -50,6 +50,7 @@ def write_env_file(instance: Instance, variables: Mapping[str, str]) -> None:
 def describe(instance: Instance, servers: Servers, planned: Roles, variables: Mapping[str, str]) -> dict[str, Any]:
     return {
         "api": planned.web_url,
+        "apis": planned.web_urls,
         "admin": planned.web_url and f"{planned.web_url}/admin/",
         "flower": planned.flower_url,
         "metrics": planned.metrics,

@@ -35,8 +35,10 @@ class Target:
     def port(self) -> int:
         return urlsplit(self.address).port or 80
 
-    def post(self, path: str, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> bytes:
-        return self._request("POST", path, body, (("Content-Type", "application/json"), *headers))
+    def post(
+        self, path: str, body: bytes, headers: Sequence[tuple[str, str]] = (), content_type: str = "application/json"
+    ) -> bytes:
+        return self._request("POST", path, body, (("Content-Type", content_type), *headers))
 
     def get(self, path: str, headers: Sequence[tuple[str, str]] = ()) -> bytes:
         return self._request("GET", path, b"", headers)

@@ -178,14 +178,19 @@ def remove_tree(path: Path) -> None:
 
 
 def claim_ports(instance: Instance) -> Iterator[int]:
-    """Claim a block of ports for this instance and hand them out one by one."""
+    """Hand out ports for this instance one by one, from blocks that are claimed as they are needed."""
+    while True:
+        yield from _claim_block(instance)
+
+
+def _claim_block(instance: Instance) -> range:
     for first in random.sample(PORT_BLOCKS, len(PORT_BLOCKS)):
         claim = _claim(first)
         if claim is None:
             continue
         if all(_is_free(port) for port in range(first + 1, first + PORT_BLOCK_SIZE)):
             instance.claims.append(claim)
-            return iter(range(first + 1, first + PORT_BLOCK_SIZE))
+            return range(first + 1, first + PORT_BLOCK_SIZE)
         claim.close()
     raise StackError("No block of free ports found on 127.0.0.1.")
 

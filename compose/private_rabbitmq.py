@@ -25,7 +25,7 @@ def add_rabbitmq(
     """Set up RabbitMQ: its own node, port mapper and cookie, vhost `bank`, three users and no guest."""
     home = make_home(instance, "rabbitmq", ("rabbitmq",), spaces=False)
     port, management, metrics, distribution, mapper = (next(ports) for _ in range(5))
-    definitions = home.write("definitions.json", json.dumps(_definitions(known)))
+    definitions = home.write("definitions.json", json.dumps(definitions_of(known)))
     home.write("enabled_plugins", (REPOSITORY / "compose" / "rabbitmq" / "enabled_plugins").read_text())
     home.write("rabbitmq-env.conf", "")
     home.write(
@@ -41,7 +41,7 @@ def add_rabbitmq(
     if not cookie.exists():
         home.write(".erlang.cookie", known["broker_cookie"])
         cookie.chmod(0o400)
-    environment = home.environment | _rabbitmq_environment(home, mapper=mapper, distribution=distribution)
+    environment = home.environment | environment_of_node(home, mapper=mapper, distribution=distribution)
     servers.programs += [
         Program(
             name="epmd",
@@ -67,20 +67,23 @@ def add_rabbitmq(
     def ready(supervisor: Supervisor) -> None:
         supervisor.wait_for(
             found.name,
-            lambda: _broker_answers(port, known["broker"]),
+            lambda: broker_answers(port, known["broker"]),
             program="rabbitmq",
             seconds=START_SECONDS_MAX,
         )
 
     servers.broker = "rabbitmq"
-    servers.mapper_port = mapper
+    servers.first = ("epmd", mapper)
     servers.broker_url = f"amqp://bankcore:{known['broker']}@127.0.0.1:{port}/bank"
     servers.broker_api_url = f"http://operator:{known['broker_operator']}@127.0.0.1:{management}/api/"
     servers.broker_monitor_api_url = f"http://monitor:{known['broker_monitor']}@127.0.0.1:{management}/api/"
     servers.readies.append(ready)
 
 
-def _rabbitmq_environment(home: Home, *, mapper: int, distribution: int) -> dict[str, str]:
+def environment_of_node(
+    home: Home, *, mapper: int, distribution: int, node: str = "bank", erlang: str = ""
+) -> dict[str, str]:
+    """What a node's start script is told; `erlang` is more arguments for its virtual machine."""
     folder = home.folder
     return {
         "ERL_EPMD_PORT": str(mapper),
@@ -88,9 +91,9 @@ def _rabbitmq_environment(home: Home, *, mapper: int, distribution: int) -> dict
         "ERL_CRASH_DUMP_BYTES": "0",
         # The start script then becomes the Erlang machine, instead of staying beside it.
         "RUNNING_UNDER_SYSTEMD": "true",
-        "RABBITMQ_NODENAME": "bank@localhost",
+        "RABBITMQ_NODENAME": f"{node}@localhost",
         "RABBITMQ_DIST_PORT": str(distribution),
-        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-kernel inet_dist_use_interface {{127,0,0,1}} {erlang}".strip(),
         "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
         "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
         "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
@@ -103,7 +106,7 @@ def _rabbitmq_environment(home: Home, *, mapper: int, distribution: int) -> dict
     }
 
 
-def _definitions(known: Mapping[str, str]) -> dict[str, Any]:
+def definitions_of(known: Mapping[str, str]) -> dict[str, Any]:
     """The broker's first state: the application's user, one for people and tests, one that may only look."""
     users: tuple[tuple[str, str, list[str], str, str, str], ...] = (
         ("bankcore", known["broker"], [], ".*", ".*", ".*"),
@@ -133,7 +136,8 @@ def _password_hash(password: str) -> str:
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
-def _broker_answers(port: int, password: str) -> bool:
+def broker_answers(port: int, password: str) -> bool:
+    """Whether the application's user can open a channel there."""
     address = f"127.0.0.1:{port}"
     try:
         with amqp.Connection(

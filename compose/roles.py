@@ -12,7 +12,7 @@ from pathlib import Path
 
 from compose.instance import REPOSITORY, Instance, StackError, claim_preferred
 from compose.servers import Servers, port_answers
-from compose.supervision import ROLES, Program, Supervisor
+from compose.supervision import ROLES, Program, Supervisor, role_of
 
 # How many processes of each role. Those of a partitioned role share the partitions (--index I --of N).
 ALL_ROLES: Mapping[str, int] = {
@@ -25,7 +25,8 @@ ALL_ROLES: Mapping[str, int] = {
     "flower": 1,
 }
 PARTITIONED = ("risk", "posting")
-SINGLE = ("web", "flower")
+SINGLE = ("flower",)
+SERVES_HTTP = ("web", "flower")
 WEB_PORT, FLOWER_PORT = 8000, 5555
 WEB_WORKERS, WEB_THREADS = 2, 4
 FLOWER_USER = "staff"
@@ -39,10 +40,21 @@ class Roles:
     """The programs, and the addresses they serve."""
 
     programs: list[Program]
-    web_url: str | None
-    flower_url: str | None
+    urls: dict[str, str]
     metrics: list[str]
     metrics_ports: dict[str, int]
+
+    @property
+    def web_urls(self) -> list[str]:
+        return [url for name, url in self.urls.items() if role_of(name) == "web"]
+
+    @property
+    def web_url(self) -> str | None:
+        return next(iter(self.web_urls), None)
+
+    @property
+    def flower_url(self) -> str | None:
+        return self.urls.get("flower")
 
 
 def plan(
@@ -63,35 +75,35 @@ def plan(
     for role, count in roles.items():
         for index in range(min(count, 1) if role in SINGLE else count):
             name = role if count == 1 or role in SINGLE else f"{role}-{index}"
-            if role in SINGLE:
-                preferred = WEB_PORT if role == "web" else FLOWER_PORT
+            if role in SERVES_HTTP:
+                preferred = WEB_PORT + index if role == "web" else FLOWER_PORT
                 port = next(ports) if instance.throwaway else claim_preferred(instance, preferred)
                 if not instance.throwaway and port != preferred:
-                    print(f"[stack] port {preferred} is taken: {role} is on {port}", file=sys.stderr, flush=True)
-                urls[role] = f"http://127.0.0.1:{port}"
-                build = _web if role == "web" else _flower
-                programs.append(build(instance, port, servers, known, environment))
+                    print(f"[stack] port {preferred} is taken: {name} is on {port}", file=sys.stderr, flush=True)
+                urls[name] = f"http://127.0.0.1:{port}"
+                if role == "web":
+                    programs.append(_web(instance, name, port, environment))
+                else:
+                    programs.append(_flower(instance, port, servers, known, environment))
             else:
                 metrics_ports[name] = next(ports)
                 programs.append(_worker(role, name, index, count, metrics_ports[name], environment))
-    metrics = [f"{urls['web']}/metrics"] if "web" in urls else []
+    metrics = [f"{url}/metrics" for name, url in urls.items() if role_of(name) == "web"]
     metrics += [f"http://127.0.0.1:{port}/metrics" for port in metrics_ports.values()]
-    return Roles(programs, urls.get("web"), urls.get("flower"), metrics, metrics_ports)
+    return Roles(programs, urls, metrics, metrics_ports)
 
 
-def _web(
-    instance: Instance, port: int, servers: Servers, known: Mapping[str, str], environment: Mapping[str, str]
-) -> Program:
-    metrics = str(instance.folder / "metrics-web")
+def _web(instance: Instance, name: str, port: int, environment: Mapping[str, str]) -> Program:
+    metrics = str(instance.folder / f"metrics-{name}")
     return Program(
-        name="web",
+        name=name,
         arguments=[
             sys.executable, "-m", "granian", "bankcore.wsgi:application", "--interface", "wsgi",
             "--host", "127.0.0.1", "--port", str(port), "--workers", str(WEB_WORKERS),
             "--blocking-threads", str(WEB_THREADS), "--respawn-failed-workers", "--workers-kill-timeout", "2",
         ],
         directory=str(REPOSITORY),
-        environment={**environment, "PROMETHEUS_MULTIPROC_DIR": metrics, "APPLICATION_NAME": "web"},
+        environment={**environment, "PROMETHEUS_MULTIPROC_DIR": metrics, "APPLICATION_NAME": name},
         inherits=True,
         stop_seconds=STOP_SECONDS,
         empties=[metrics],
@@ -137,10 +149,9 @@ def start(roles: Roles, supervisor: Supervisor) -> None:
     if not roles.programs:
         return
     supervisor.start(f"{ROLES}:*")
-    for name, url in (("web", roles.web_url), ("flower", roles.flower_url)):
-        if url:
-            path = f"{url}/readyz" if name == "web" else f"{url}/healthcheck"
-            supervisor.wait_for(name, partial(_is_ok, path), program=name, seconds=READY_SECONDS_MAX)
+    for name, url in roles.urls.items():
+        path = f"{url}/healthcheck" if name == "flower" else f"{url}/readyz"
+        supervisor.wait_for(name, partial(_is_ok, path), program=name, seconds=READY_SECONDS_MAX)
     for name, port in roles.metrics_ports.items():
         supervisor.wait_for(name, partial(port_answers, port), program=name, seconds=READY_SECONDS_MAX)
 

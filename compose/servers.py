@@ -23,17 +23,17 @@ class Servers:
     broker_api_url: str | None = None
     broker_monitor_api_url: str | None = None
     programs: list[Program] = field(default_factory=list)
-    mapper_port: int | None = None
+    # What has to answer before the others start: a node that finds no port mapper would start one of its own.
+    first: tuple[str, int] | None = None
     readies: list[Callable[[Supervisor], None]] = field(default_factory=list)
 
 
 def start(servers: Servers, supervisor: Supervisor) -> None:
     """Start all private servers together and return when each really answers."""
-    mapper = servers.mapper_port
-    if mapper is not None:
-        # A node that finds no port mapper would start one of its own, outside supervision.
-        supervisor.start(f"{SERVERS}:epmd")
-        supervisor.wait_for("epmd", lambda: port_answers(mapper), program="epmd", seconds=START_SECONDS_MAX)
+    if servers.first is not None:
+        name, port = servers.first
+        supervisor.start(f"{SERVERS}:{name}")
+        supervisor.wait_for(name, lambda: port_answers(port), program=name, seconds=START_SECONDS_MAX)
     if servers.programs:
         supervisor.start(f"{SERVERS}:*")
     for ready in servers.readies:

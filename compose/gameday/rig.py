@@ -1,0 +1,147 @@
+"""The private stack of a game day: a three-node broker, PostgreSQL, Redis, every role twice, all through the proxy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from compose import ladder
+from compose.gameday.cluster import Cluster, add_cluster
+from compose.gameday.plan import ProxyPlan
+from compose.gameday.proxy import ProxyControl
+from compose.instance import Instance, StackError, started_at
+from compose.private_postgresql import add_postgresql
+from compose.private_valkey import add_valkey
+from compose.servers import Servers
+from compose.stacks import say, stack
+from compose.supervision import ROLES, SERVERS, Supervisor, role_of
+
+# Flower has no part in moving money.
+GAME_ROLES: Mapping[str, int] = {
+    "web": 2,
+    "relay": 2,
+    "risk": 2,
+    "posting": 2,
+    "notifications": 2,
+    "maintenance": 2,
+}
+POSTGRESQL, REDIS = "postgresql", "redis"
+
+
+@dataclass
+class Rig:
+    """A running stack, as those see it who break it and who judge it: addresses here go past the proxy."""
+
+    stack: Mapping[str, Any]
+    supervisor: Supervisor
+    cluster: Cluster
+    proxy: ProxyControl
+    database_url: str
+    redis_url: str
+
+    @property
+    def api_urls(self) -> list[str]:
+        urls: list[str] = self.stack["apis"]
+        return urls
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What the roles see: their addresses lead through the proxy."""
+        environment: Mapping[str, str] = self.stack["environment"]
+        return environment
+
+    @property
+    def mail(self) -> Path:
+        return Path(self.stack["mail"])
+
+    @property
+    def logs(self) -> Path:
+        return Path(self.stack["logs"])
+
+    # -- processes -------------------------------------------------------------------------------------------------
+
+    def pids(self) -> dict[str, int]:
+        """The pid of every program that runs at this moment, by its name (`risk-1`, `rabbit2`, `postgresql`)."""
+        return {state["name"]: int(state["pid"]) for state in self.supervisor.states() if state["pid"]}
+
+    def programs(self, role: str) -> list[str]:
+        """The programs of a role, running or not."""
+        return sorted(s["name"] for s in self.supervisor.states() if role_of(s["name"]) == role)
+
+    def signal(self, program: str, sign: signal.Signals) -> int:
+        """Signal a program's main process; returns its pid. Raises StackError if it does not run."""
+        pid = self.pids().get(program)
+        if not pid:
+            raise StackError(f"{program} is not running.")
+        os.kill(pid, sign)
+        return pid
+
+    def is_gone(self, pid: int) -> bool:
+        return started_at(pid) is None
+
+    def stop(self, *programs: str) -> None:
+        """Keep programs down until `start`; without this, supervision brings back whatever ends."""
+        for program in programs:
+            with contextlib.suppress(Exception):
+                self.supervisor.rpc.stopProcess(self._full(program), False)
+
+    def start(self, *programs: str) -> None:
+        for program in programs:
+            self.supervisor.start(self._full(program))
+
+    def _full(self, program: str) -> str:
+        is_server = program in (*self.cluster.nodes, POSTGRESQL, "valkey", "proxy")
+        return f"{SERVERS if is_server else ROLES}:{program}"
+
+
+@contextlib.contextmanager
+def rig(*, seed: int, environment: Mapping[str, str] | None = None) -> Iterator[Rig]:
+    """Bring the whole stack up, and stop it when the block ends. Raises StackError, for instance without RabbitMQ."""
+    parts: dict[str, Any] = {}
+
+    def prepare(
+        instance: Instance, given: Mapping[str, str], ports: Iterator[int], known: Mapping[str, str]
+    ) -> Servers:
+        # Whatever servers the caller has: those of a game day are its own.
+        private = {name: value for name, value in given.items() if not name.endswith("_URL")}
+        choice = ladder.choose(private, say)
+        if choice.rabbitmq is None or choice.postgresql is None or choice.valkey is None:
+            raise StackError("A game day needs an installed RabbitMQ (3.10 or newer): Debian has rabbitmq-server.")
+        proxies = ProxyPlan(control=next(ports), seed=seed)
+        servers = Servers()
+        add_postgresql(servers, instance, choice.postgresql, ports, known)
+        add_valkey(servers, instance, choice.valkey, ports, known, is_broker=False)
+        parts["cluster"] = add_cluster(servers, instance, choice.rabbitmq, ports, known, proxies)
+        parts["database_url"], parts["redis_url"] = servers.database_url, servers.redis_url
+        servers.database_url = _through(proxies, POSTGRESQL, next(ports), servers.database_url)
+        servers.redis_url = _through(proxies, REDIS, next(ports), servers.redis_url)
+        servers.programs.append(proxies.program(instance))
+        servers.first = ("proxy", proxies.control)
+        parts["instance"], parts["proxy"] = instance, ProxyControl(proxies.control)
+        return servers
+
+    with (
+        stack(name="gameday", roles=GAME_ROLES, environment=environment, prepare=prepare) as description,
+    ):
+        yield Rig(
+            stack=description,
+            supervisor=Supervisor(parts["instance"]),
+            cluster=parts["cluster"],
+            proxy=parts["proxy"],
+            database_url=parts["database_url"],
+            redis_url=parts["redis_url"],
+        )
+
+
+def _through(proxies: ProxyPlan, name: str, listen: int, url: str) -> str:
+    """The same address, but of a new link to it."""
+    parts = urlsplit(url)
+    proxies.add_link(name, listen, int(parts.port or 0))
+    account, _, _ = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{account}@127.0.0.1:{listen}"))
