@@ -109,19 +109,11 @@ def _process_registry() -> CollectorRegistry:
     return registry
 
 
-# The statuses are written out, as a partial index is only used for a condition the planner can compare with its own.
-# Ids are UUIDv7, so the first id of a status is its oldest transfer.
-_BACKLOG = " UNION ALL ".join(
-    f"""(SELECT '{status}', (SELECT count(*) FROM (SELECT 1 FROM transfers_transfer
-                                                 WHERE status = '{status}' LIMIT {COUNT_MAX}) AS waiting),
-                (SELECT created_at FROM transfers_transfer WHERE status = '{status}' ORDER BY id LIMIT 1))"""  # noqa: S608
-    for status in STAGE_OF_STATUS
-    if status != "scheduled"
-)
-# A scheduled transfer is late from its day on, not from the day it was asked for.
-_SCHEDULED = f"""
-SELECT count(*), min(execute_on)::timestamptz
-  FROM (SELECT execute_on FROM transfers_transfer WHERE status = 'scheduled' LIMIT {COUNT_MAX}) AS waiting
+# `since` is when a transfer was accepted; a scheduled one is late from its day on, not from when it was asked for.
+_BACKLOG = f"""
+SELECT status, count(*), min(since)
+  FROM (SELECT status, since FROM transfers_opentransfer LIMIT {COUNT_MAX}) AS waiting
+ GROUP BY status
 """  # noqa: S608
 _OUTBOX = f"""
 SELECT count(*), min(due_at)
@@ -150,9 +142,11 @@ def _backlog() -> Iterator[Metric]:
     oldest = GaugeMetricFamily(
         "bankcore_oldest_seconds", "Age of the oldest transfer waiting; scheduled: how late it is.", labels=["stage"]
     )
-    for status, number, since in [*fetch_all(_BACKLOG), ("scheduled", *fetch_all(_SCHEDULED)[0])]:
-        backlog.add_metric([STAGE_OF_STATUS[status]], number)
-        oldest.add_metric([STAGE_OF_STATUS[status]], _age(since))
+    waiting = {status: (number, since) for status, number, since in fetch_all(_BACKLOG)}
+    for status, stage in STAGE_OF_STATUS.items():
+        number, since = waiting.get(status, (0, None))
+        backlog.add_metric([stage], number)
+        oldest.add_metric([stage], _age(since))
     yield backlog
     yield oldest
 

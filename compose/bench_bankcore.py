@@ -34,7 +34,7 @@ DRAIN_SECONDS_MAX = 300.0
 QUIET_LOOKS = 15
 
 # Each part is answered from an index: looking must not slow down what is looked at.
-_UNDERWAY = "SELECT count(*) FROM transfers_transfer WHERE status IN ('accepted', 'approved')"
+_UNDERWAY = "SELECT count(*) FROM transfers_opentransfer WHERE status IN ('accepted', 'approved')"
 _TO_DO = """
 SELECT (SELECT count(*) FROM messaging_event WHERE published_at IS NULL),
        (SELECT count(*) FROM notifications_notification WHERE state = 'pending'),

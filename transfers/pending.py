@@ -9,8 +9,8 @@ from bankcore.database import fetch_all
 # One statement sees one moment: a transfer is either still pending or already posted, never both or neither.
 _BALANCE = """
 SELECT a.posted_minor, a.held_minor,
-       coalesce((SELECT sum(t.amount_minor) FROM transfers_transfer AS t
-                  WHERE t.debit_account_id = a.id AND t.status IN ('accepted', 'in_review', 'approved')), 0)::text,
+       coalesce((SELECT sum(o.amount_minor) FROM transfers_opentransfer AS o
+                  WHERE o.debit_account_id = a.id AND o.status IN ('accepted', 'in_review', 'approved')), 0)::text,
        statement_timestamp()
   FROM accounts_account AS a
  WHERE a.id = %s

@@ -11,7 +11,7 @@ from accounts.access import Client, visible_accounts
 from bankcore.errors import NotFound
 from bankcore.identifiers import oldest_id_at, parse_id
 from transfers.models import Batch, Transfer
-from transfers.states import Status
+from transfers.states import OPEN_STATES, Status
 
 # Up to this many accounts are read side by side along (account, id); beyond that, one scan is the better plan.
 ACCOUNTS_SIDE_BY_SIDE_MAX = 16
@@ -93,6 +93,9 @@ def _within(moment: datetime) -> datetime:
 
 def _conditions(filters: Mapping[str, Any]) -> dict[str, Any]:
     conditions = {name: filters[name] for name in ("status", "reference", "external_id") if name in filters}
+    if conditions.get("status") in OPEN_STATES:
+        # Few of all transfers, and no index on those knows their status.
+        conditions["open__status"] = conditions["status"]
     if "batch" in filters:
         conditions["batch_id"] = parse_id(filters["batch"]) or _NO_ID
     if (moment := filters.get("created_from")) is not None:

@@ -32,6 +32,7 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.CANCELLED: frozenset(),
 }
 END_STATES = frozenset({Status.POSTED, Status.REJECTED, Status.CANCELLED})
+OPEN_STATES = frozenset(Status) - END_STATES
 WAITING_ROOMS = frozenset({Status.IN_REVIEW, Status.PARKED, Status.SCHEDULED})
 
 

@@ -15,12 +15,12 @@ SWEPT_MAX = 5000
 # the one of its acceptance. Events that the relay still owes are left alone.
 _SWEEP = """
 WITH stuck AS (
-    SELECT id, CASE status WHEN 'approved' THEN 'transfer.approved' ELSE 'transfer.accepted' END AS type
-      FROM transfers_transfer
-     WHERE (status IN ('accepted', 'approved')
-            OR status = 'scheduled' AND execute_on <= (statement_timestamp() AT TIME ZONE 'UTC')::date)
-       AND updated_at < statement_timestamp() - %s * interval '1 second'
-     ORDER BY id LIMIT %s
+    SELECT t.id, CASE o.status WHEN 'approved' THEN 'transfer.approved' ELSE 'transfer.accepted' END AS type
+      FROM transfers_opentransfer AS o JOIN transfers_transfer AS t ON t.id = o.transfer_id
+     WHERE (o.status IN ('accepted', 'approved')
+            OR o.status = 'scheduled' AND o.since <= statement_timestamp())
+       AND t.updated_at < statement_timestamp() - %s * interval '1 second'
+     ORDER BY o.transfer_id LIMIT %s
 )
 UPDATE messaging_event AS e
    SET published_at = NULL, due_at = statement_timestamp()

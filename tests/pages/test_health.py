@@ -138,8 +138,6 @@ def test_the_database_is_asked_once_a_second(
 @pytest.mark.parametrize(
     ("sql", "index"),
     [
-        (health._BACKLOG, "transfer_waiting"),
-        (health._SCHEDULED, "transfer_waiting"),
         (health._OUTBOX, "event_outbox"),
         (health._OPEN_DEAD_LETTERS, "deadletter_open"),
     ],

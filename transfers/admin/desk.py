@@ -12,7 +12,7 @@ from django.utils import timezone
 from accounts.models import Proof
 from bankcore.messaging.models import DeadLetter, Event
 from bankcore.pages import COUNT_MAX, moment
-from transfers.models import Transfer
+from transfers.models import OpenTransfer
 from transfers.states import Status
 
 PROOF_AGE_MAX = timedelta(hours=1)
@@ -95,14 +95,14 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 def _waiting(request: HttpRequest) -> Iterable[Fact]:
     if request.user.has_perm("transfers.view_transfer"):
         transfers = reverse("admin:transfers_transfer_changelist")
-        reviews = _number(Transfer.objects.filter(status=Status.IN_REVIEW))
+        reviews = _number(OpenTransfer.objects.filter(status=Status.IN_REVIEW))
         yield Fact(
             "Waiting for review", _shown(reviews), reverse("admin:transfers_review_changelist"), alarming=reviews > 0
         )
-        parked = _number(Transfer.objects.filter(status=Status.PARKED))
+        parked = _number(OpenTransfer.objects.filter(status=Status.PARKED))
         yield Fact("Parked", _shown(parked), f"{transfers}?status__exact=parked", alarming=parked > 0)
         for status, title in ((Status.ACCEPTED, "Waiting for risk"), (Status.APPROVED, "Waiting for posting")):
-            number = _number(Transfer.objects.filter(status=status))
+            number = _number(OpenTransfer.objects.filter(status=status))
             link = f"{transfers}?status__exact={status}"
             yield Fact(title, _shown(number), link, alarming=number > BACKLOG_ALARMING)
     if request.user.has_perm("messaging.view_event"):

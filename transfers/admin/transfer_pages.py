@@ -16,6 +16,7 @@ from bankcore.identifiers import oldest_id_at
 from bankcore.messaging.admin import audit_trail, dead_letters, timeline
 from bankcore.pages import Panel, ReadOnlyAdmin, amount, moment, page_link, pretty_json
 from transfers.models import Review, Transfer
+from transfers.states import OPEN_STATES
 
 REVERSALS_SHOWN_MAX = 100
 STATUS_COLOURS = {
@@ -70,6 +71,12 @@ class TransferAdmin(ReadOnlyAdmin):
         ),
         ("Reversal", {"fields": ["shown_reversal_of", "reversed_amount"]}),
     ]
+
+    def get_queryset(self, request: HttpRequest) -> "QuerySet[Transfer]":
+        rows = super().get_queryset(request)
+        status = request.GET.get("status__exact")
+        # Few of all transfers, and no index on those knows their status.
+        return rows.filter(open__status=status) if status in OPEN_STATES else rows
 
     def panels(self, obj: Transfer) -> list[Panel]:
         entry = JournalEntry.objects.filter(reference=f"transfer:{obj.pk}").first()
