@@ -121,6 +121,12 @@ BREAKER_CALLS_MIN = env.int("BREAKER_CALLS_MIN", default=5)
 BREAKER_OPEN_SECONDS = env.float("BREAKER_OPEN_SECONDS", default=5.0)
 BREAKER_OPEN_SECONDS_MAX = env.float("BREAKER_OPEN_SECONDS_MAX", default=120.0)
 
+# A risk provider outside; without an address only our own rules decide.
+RISK_PROVIDER_URL = env.str("RISK_PROVIDER_URL", default="")
+RISK_PROVIDER_TOKEN = env.str("RISK_PROVIDER_TOKEN", default="")
+RISK_PROVIDER_TIMEOUT_SECONDS = env.float("RISK_PROVIDER_TIMEOUT_SECONDS", default=2.0)
+RISK_PROVIDER_RATE = env.str("RISK_PROVIDER_RATE", default="")
+
 BATCH_TRANSFERS_MAX = env.int("BATCH_TRANSFERS_MAX", default=10_000)
 REQUEST_BYTES_MAX = env.int("REQUEST_BYTES_MAX", default=64 * 1024)
 BATCH_BYTES_MAX = env.int("BATCH_BYTES_MAX", default=8 * 1024 * 1024)

@@ -1,6 +1,6 @@
 """The risk stage: accepted transfers become approved, in review, or rejected. A doubtful one is held."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from django.conf import settings
@@ -11,23 +11,34 @@ from bankcore import metrics
 from bankcore.messaging import outbox
 from transfers import events
 from transfers.models import Review
-from transfers.risk import facts
-from transfers.risk.rules import Limits, Outcome, assess
+from transfers.risk import facts, provider
+from transfers.risk.rules import Limits, Opinion, Outcome, assess
 from transfers.states import Change, Claimed, Status, claim, move
 
+_SCREENED = (Status.ACCEPTED, Status.SCHEDULED)
 
-@transaction.atomic
+
 def check_risk(transfer_ids: Sequence[UUID]) -> int:
     """Screen accepted transfers and announce each result; return how many were screened.
 
-    Safe to repeat: transfers that are no longer waiting for screening are left alone. Locks the transfers.
+    Safe to repeat: transfers that are no longer waiting for screening are left alone. Locks the transfers, but only
+    after the provider outside (if there is one) has been asked: its slowness holds no lock.
     """
+    verdicts = provider.ask(transfer_ids, _SCREENED) if provider.is_configured() else None
+    return _screen(transfer_ids, verdicts)
+
+
+@transaction.atomic
+def _screen(transfer_ids: Sequence[UUID], verdicts: Mapping[UUID, Opinion] | None) -> int:
     # A message proves nothing, least of all that a scheduled transfer's day has come.
-    claimed = [c for c in claim(transfer_ids, status=[Status.ACCEPTED, Status.SCHEDULED]) if not c.early]
+    claimed = [c for c in claim(transfer_ids, status=_SCREENED) if not c.early]
     if not claimed:
         return 0
     limits = Limits(settings.RISK_REVIEW_AMOUNT_MINOR, settings.RISK_VELOCITY_COUNT)
-    assessed = [assess(known, limits) for known in facts.load(claimed)]
+    assessed = [
+        _with_provider(assess(known, limits), c.id, verdicts)
+        for c, known in zip(claimed, facts.load(claimed), strict=True)
+    ]
     changes = [_change(c, outcome) for c, (outcome, _) in zip(claimed, assessed, strict=True)]
 
     move(claimed, changes)
@@ -40,6 +51,18 @@ def check_risk(transfer_ids: Sequence[UUID]) -> int:
     )
     transaction.on_commit(lambda: _measure(claimed, changes))
     return len(claimed)
+
+
+def _with_provider(
+    ours: tuple[Outcome, list[str]], transfer_id: UUID, verdicts: Mapping[UUID, Opinion] | None
+) -> tuple[Outcome, list[str]]:
+    """Let the stricter of both decide. A provider that has not said anything has not said yes."""
+    if verdicts is None:
+        return ours
+    theirs = verdicts.get(transfer_id, provider.UNAVAILABLE)
+    if theirs.outcome is Outcome.APPROVE:
+        return ours
+    return max(ours[0], theirs.outcome), [*ours[1], theirs.reason]
 
 
 def _change(claimed: Claimed, outcome: Outcome) -> Change:

@@ -1,0 +1,181 @@
+"""The risk provider outside, asked once for a whole batch. It makes the bank stricter, and never approves by silence.
+
+Whatever goes wrong (down, slow, an error, nonsense, a missing verdict) is no verdict: the caller holds for review.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from typing import Annotated, Any, Literal, NamedTuple
+from uuid import UUID
+
+import aiohttp
+import limits
+from django.conf import settings
+from limits.storage import MemoryStorage, storage_from_string
+from limits.strategies import FixedWindowRateLimiter
+from pydantic import BaseModel, ConfigDict, Field
+
+from bankcore.database import fetch_all
+from bankcore.messaging.breaker import Breaker, BreakerOpen
+from bankcore.moments import format_moment
+from transfers.risk.rules import Opinion, Outcome
+
+log = logging.getLogger(__name__)
+
+UNAVAILABLE = Opinion(Outcome.REVIEW, "risk_unavailable")
+REPLY_BYTES_MAX = 1024 * 1024
+RATE_PAUSE_SECONDS = 0.05
+_OUTCOMES = {"approve": Outcome.APPROVE, "review": Outcome.REVIEW, "deny": Outcome.DENY}
+
+
+class NoVerdict(Exception):
+    """The provider's answer is none; the message says why."""
+
+
+class Question(NamedTuple):
+    """What the provider is told of one transfer. All of it was fixed when the transfer was accepted."""
+
+    id: UUID
+    debit_account: UUID
+    credit_account: UUID
+    amount_minor: int
+    currency: str
+    created_at: datetime
+
+
+class Verdict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    id: Annotated[str, Field(max_length=64)]
+    verdict: Literal["approve", "review", "deny"]
+    reason: Annotated[str, Field(max_length=64, pattern=r"^[a-z0-9_]*$")] = ""
+
+
+class Verdicts(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    verdicts: Annotated[list[Verdict], Field(max_length=10_000)]
+
+
+def is_configured() -> bool:
+    return bool(settings.RISK_PROVIDER_URL)
+
+
+_QUESTIONS = """
+SELECT id, debit_account_id, credit_account_id, amount_minor, currency, created_at
+  FROM transfers_transfer WHERE id = ANY(%b::uuid[]) AND status = ANY(%b::text[]) ORDER BY id
+"""
+
+
+def ask(transfer_ids: Sequence[UUID], status: Sequence[str]) -> Mapping[UUID, Opinion]:
+    """Ask the provider about those of the transfers that are in one of these states, in one HTTP call.
+
+    Takes no lock and must not be called with one held: it may wait RISK_PROVIDER_TIMEOUT_SECONDS for its turn and as
+    long again for the answer. A transfer without a verdict is not in the result; the reader decides what that means.
+    """
+    rows = fetch_all(_QUESTIONS, (list(transfer_ids), [str(s) for s in status]))
+    questions = [Question._make(row) for row in rows]
+    if not questions:
+        return {}
+    try:
+        _wait_for_turn(settings.RISK_PROVIDER_TIMEOUT_SECONDS)
+        with Breaker("risk").call():
+            return _opinions(_exchange(questions), questions)
+    except BreakerOpen:
+        return {}
+    except Exception as error:
+        log.warning("no verdict on %s transfers: %s: %s", len(questions), type(error).__name__, error)
+        return {}
+
+
+def _exchange(questions: Sequence[Question]) -> bytes:
+    body = {
+        "transfers": [
+            {
+                "id": str(q.id),
+                "debit_account": str(q.debit_account),
+                "credit_account": str(q.credit_account),
+                "amount_minor": q.amount_minor,
+                "currency": q.currency,
+                "created_at": format_moment(q.created_at),
+            }
+            for q in questions
+        ]
+    }
+    return asyncio.run(_post(body))
+
+
+async def _post(body: Any) -> bytes:
+    seconds = settings.RISK_PROVIDER_TIMEOUT_SECONDS
+    # `total` bounds the whole exchange, a reply that trickles in included.
+    timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=seconds, sock_read=seconds)
+    token = settings.RISK_PROVIDER_TOKEN
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    async with (
+        aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as session,
+        session.post(settings.RISK_PROVIDER_URL, json=body, headers=headers, allow_redirects=False) as reply,
+    ):
+        if reply.status != 200:
+            raise NoVerdict(f"the provider answered {reply.status}")
+        content = b""
+        async for piece in reply.content.iter_chunked(64 * 1024):
+            content += piece
+            if len(content) > REPLY_BYTES_MAX:
+                raise NoVerdict(f"the reply is larger than {REPLY_BYTES_MAX} bytes")
+        return content
+
+
+def _opinions(reply: bytes, questions: Sequence[Question]) -> Mapping[UUID, Opinion]:
+    """Read a reply as a whole or not at all; a transfer judged twice keeps the stricter verdict."""
+    asked = {str(q.id): q.id for q in questions}
+    opinions: dict[UUID, Opinion] = {}
+    for found in Verdicts.model_validate_json(reply).verdicts:
+        known = asked.get(found.id)
+        if known is None:
+            raise NoVerdict("the reply judges a transfer that was not asked about")
+        outcome = _OUTCOMES[found.verdict]
+        reason = "" if outcome is Outcome.APPROVE else f"provider_{found.reason or found.verdict}"
+        opinions[known] = max(opinions.get(known, Opinion(outcome, reason)), Opinion(outcome, reason))
+    return opinions
+
+
+# -- the rate, for all workers together --------------------------------------------------------------------------------
+
+
+def _wait_for_turn(seconds_max: float) -> None:
+    """Wait in place until RISK_PROVIDER_RATE allows one more call.
+
+    Raises:
+        NoVerdict: not within the bound.
+    """
+    if not settings.RISK_PROVIDER_RATE:
+        return
+    rate = limits.parse(settings.RISK_PROVIDER_RATE)
+    deadline = time.monotonic() + seconds_max
+    while not _take_turn(rate):
+        if time.monotonic() >= deadline:
+            raise NoVerdict(f"the rate of {settings.RISK_PROVIDER_RATE} left no turn within {seconds_max} s")
+        time.sleep(RATE_PAUSE_SECONDS)
+
+
+def _take_turn(rate: limits.RateLimitItem) -> bool:
+    try:
+        return _shared_limiter(settings.REDIS_URL).hit(rate, "risk_provider")
+    except Exception as error:
+        # Redis is away: this process keeps to the rate by itself.
+        log.warning("the rate of the risk provider is kept by this process alone: %s", error)
+        return _own_limiter().hit(rate, "risk_provider")
+
+
+@cache
+def _shared_limiter(url: str) -> FixedWindowRateLimiter:
+    return FixedWindowRateLimiter(storage_from_string(url, socket_timeout=0.25, socket_connect_timeout=0.25))
+
+
+@cache
+def _own_limiter() -> FixedWindowRateLimiter:
+    return FixedWindowRateLimiter(MemoryStorage())
