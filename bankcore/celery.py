@@ -24,7 +24,8 @@ def _configuration() -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_channel_error_retry": True,
-        "broker_heartbeat": 30,
+        # A worker that is frozen or cut off loses its partitions to the next one after two or three of these (seconds).
+        "broker_heartbeat": 5,
         "broker_transport_options": {"confirm_publish": True, "read_timeout": 20, "write_timeout": 5}
         if settings.BROKER_URL.startswith("amqp")
         else {"visibility_timeout": 300},

@@ -42,6 +42,9 @@ notifications = Counter("bankcore_notifications", "Notifications by what became 
 breaker_refusals = Counter("bankcore_breaker_refusals", "Calls that a breaker did not let through.", ["breaker"])
 breaker_fallbacks = Counter("bankcore_breaker_fallbacks", "Steps of a breaker taken alone, as Redis was away.")
 published = Counter("bankcore_published_events", "Events the broker has confirmed.", ["family"])
+stood_in = Counter(
+    "bankcore_stood_in_messages", "Messages a worker handled for a partition that is another's share.", ["queue"]
+)
 unroutable = Counter(
     "bankcore_unroutable_messages", "Messages the broker returned because no queue wanted them.", ["queue"]
 )

@@ -9,10 +9,22 @@ from typing import Any
 
 from celery.worker.consumer import Consumer
 
+from bankcore.messaging.heartbeats import Heartbeats
+
 log = logging.getLogger(__name__)
+
+HEARTBEATS_PER_INTERVAL = 2
 
 
 class GuardedConsumer(Consumer):
+    # What every delivered message is handed to, from whichever channel it came.
+    handle_task_message: Callable[[Any], Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        interval_seconds = self.app.conf.broker_heartbeat / HEARTBEATS_PER_INTERVAL
+        self._heartbeats = Heartbeats(interval_seconds) if self.conninfo.transport_cls == "amqp" else None
+
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         log.error("undecodable message on %s: %s", message.delivery_info.get("routing_key"), exc)
         message.reject_log_error(log, self.connection_errors)
@@ -26,7 +38,10 @@ class GuardedConsumer(Consumer):
 
         def guarded(message: Any) -> Any:
             try:
-                return handle(message)
+                if self._heartbeats is None:
+                    return handle(message)
+                with self._heartbeats.during_task(self.connection.connection):
+                    return handle(message)
             except self.connection_errors:
                 raise
             except Exception:
@@ -34,4 +49,5 @@ class GuardedConsumer(Consumer):
                 log.exception("malformed message on %s", message.delivery_info.get("routing_key"))
                 return message.reject_log_error(log, self.connection_errors)
 
+        self.handle_task_message = guarded
         return guarded

@@ -1,9 +1,19 @@
-from collections.abc import Iterator
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from django.db import connection
 
 from tests.messaging.broker_view import Broker
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
@@ -14,3 +24,54 @@ def broker(settings: Any) -> Iterator[Broker]:
     yield broker
     broker.fill_from_scratch()
     broker.connection.release()
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Name a port of the loopback that nobody listens on."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return find
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
+    """Start `manage.py` commands against the test's database: `start("worker", "posting", TASK_ATTEMPTS_MAX="0")`.
+
+    Each writes its log to the file `log` of its process; all are ended when the test ends.
+    """
+    database = connection.settings_dict["NAME"]
+    environment = {
+        **os.environ,
+        "DATABASE_URL": urlsplit(os.environ["DATABASE_URL"])._replace(path=f"/{database}").geturl(),
+    }
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def run(*arguments: str, **variables: str) -> "subprocess.Popen[bytes]":
+        log = tmp_path / f"{len(processes)}-{'-'.join(arguments[:2])}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "manage.py", *arguments],
+                cwd=ROOT,
+                env=environment | variables,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        process.log = log  # type: ignore[attr-defined]
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -12,6 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from bankcore import metrics
 from bankcore.messaging.dead_letters import DeadLetterStep
+from bankcore.messaging.standby import standby_for
 
 ROLES = {
     # One process takes a partition's batches one after another, so solo: no pool between the queue and the work.
@@ -48,6 +49,9 @@ class Command(BaseCommand):
         else:
             # Each thread keeps its database connection from task to task; messaging.tasks drops it when it breaks.
             current_app.conf["CELERY_DB_REUSE_MAX"] = 1_000_000_000
+        others = [name for name in settings.TOPOLOGY.family_queues(role) if name not in queues]
+        if others:
+            current_app.steps["consumer"].add(standby_for(others))
         if role in YIELDING_ROLES:
             os.nice(YIELDING_NICENESS)
         worker_ready.connect(lambda **_: metrics.serve(), weak=False)
