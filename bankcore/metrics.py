@@ -42,6 +42,16 @@ notifications = Counter("bankcore_notifications", "Notifications by what became 
 breaker_refusals = Counter("bankcore_breaker_refusals", "Calls that a breaker did not let through.", ["breaker"])
 breaker_fallbacks = Counter("bankcore_breaker_fallbacks", "Steps of a breaker taken alone, as Redis was away.")
 published = Counter("bankcore_published_events", "Events the broker has confirmed.", ["family"])
+# Web shares one folder among its processes: only those alive count. Workers have one process each.
+paused = Gauge(
+    "bankcore_worker_paused",
+    "Whether work of this stage waits in place for infrastructure.",
+    ["stage", "cause"],
+    multiprocess_mode="livesum",
+)
+paused_seconds = Counter(
+    "bankcore_worker_paused_seconds", "How long work has waited in place for infrastructure.", ["stage", "cause"]
+)
 stood_in = Counter(
     "bankcore_stood_in_messages", "Messages a worker handled for a partition that is another's share.", ["queue"]
 )

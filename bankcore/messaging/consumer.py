@@ -23,7 +23,7 @@ class GuardedConsumer(Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         interval_seconds = self.app.conf.broker_heartbeat / HEARTBEATS_PER_INTERVAL
-        self._heartbeats = Heartbeats(interval_seconds) if self.conninfo.transport_cls == "amqp" else None
+        self._heartbeats = Heartbeats(interval_seconds) if self.app.conf.broker_url.startswith("amqp") else None
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         log.error("undecodable message on %s: %s", message.delivery_info.get("routing_key"), exc)

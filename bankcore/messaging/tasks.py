@@ -6,30 +6,20 @@ refusals never come here: a verb records them as the transfer's end.
 
 import logging
 import random
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from celery import Task
 from celery.exceptions import Reject
-from celery.worker import state as worker_state
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connection
-from kombu.exceptions import OperationalError as BrokerError
 
 from bankcore import metrics
 from bankcore.messaging import outbox
 from bankcore.messaging.dead_letters import park_work
+from bankcore.messaging.pause import through_outages
 
 log = logging.getLogger(__name__)
-
-# The database or the broker is away, failing over, or asks to try again: nothing is wrong with the transfers.
-INFRASTRUCTURE = (OperationalError, InterfaceError, BrokerError, ConnectionError, TimeoutError)
-# The same by SQLSTATE, for what psycopg sorts elsewhere: read-only after a failover (25006), sessions and transactions
-# that were timed out while a process was frozen (25P03, 25P04), and the classes for connection, rollback, resources,
-# operator intervention and system errors.
-_SQLSTATES = ("25006", "25P03", "25P04", "08", "40", "53", "57", "58")
-PAUSE_SECONDS_MIN = 0.05
 
 
 class BatchTask(Task):
@@ -55,7 +45,7 @@ class BatchTask(Task):
         while waiting:
             chunk = waiting.pop()
             try:
-                self._run_through_outages(chunk)
+                self._durably(partial(self.run, chunk))
             except Reject:
                 raise
             except Exception as error:
@@ -65,18 +55,6 @@ class BatchTask(Task):
                     waiting += [chunk[middle:], chunk[:middle]]
                 else:
                     self._retry_or_park(chunk[0], error)
-
-    def _run_through_outages(self, chunk: list[Any]) -> None:
-        pause = PAUSE_SECONDS_MIN
-        while True:
-            try:
-                self.run(chunk)
-                return
-            except Exception as error:
-                if not is_infrastructure(error):
-                    raise
-                wait_in_place(self.name, error, pause)
-                pause = min(pause * 2, settings.PAUSE_SECONDS_MAX)
 
     def _retry_or_park(self, only_id: Any, error: Exception) -> None:
         log.error("%s fails for %s", self.name, only_id, exc_info=error)
@@ -98,42 +76,7 @@ class BatchTask(Task):
             )
 
     def _durably(self, step: Callable[[], Any]) -> Any:
-        pause = PAUSE_SECONDS_MIN
-        while True:
-            try:
-                return step()
-            except Exception as error:
-                if not is_infrastructure(error):
-                    raise
-                wait_in_place(self.name, error, pause)
-                pause = min(pause * 2, settings.PAUSE_SECONDS_MAX)
-
-
-def is_infrastructure(error: Exception) -> bool:
-    """Tell an outage, which is waited for, from a bug, which is not."""
-    sqlstate = getattr(error.__cause__, "sqlstate", None) or ""
-    return isinstance(error, INFRASTRUCTURE) or sqlstate.startswith(_SQLSTATES)
-
-
-def wait_in_place(stage: str, error: Exception, ceiling_seconds: float) -> None:
-    """Sleep with full jitter while infrastructure recovers; the message stays ours, so the partition keeps its order.
-
-    Raises:
-        Reject: the worker is asked to stop; the message goes back to its queue untouched.
-    """
-    metrics.retries.labels(stage, type(error).__name__).inc()
-    log.warning("%s waits for infrastructure: %s: %s", stage, type(error).__name__, error)
-    connection.close()
-    until = time.monotonic() + random.uniform(PAUSE_SECONDS_MIN, max(ceiling_seconds, PAUSE_SECONDS_MIN))  # noqa: S311
-    while time.monotonic() < until:
-        # The exit code 0 asks to stop as well, and is equal to False.
-        if any(asked is not None and asked is not False for asked in _stop_requests()):
-            raise Reject("the worker is stopping", requeue=True)
-        time.sleep(0.05)
-
-
-def _stop_requests() -> tuple[Any, Any]:
-    return worker_state.should_stop, worker_state.should_terminate
+        return through_outages(self.name, step)
 
 
 def _is_id_list(ids: Any) -> bool:

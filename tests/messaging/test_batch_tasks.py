@@ -10,7 +10,7 @@ from django.db import IntegrityError, InterfaceError, InternalError, Operational
 from django.utils import timezone
 
 from bankcore.messaging.models import DeadLetter, Event
-from bankcore.messaging.tasks import is_infrastructure
+from bankcore.messaging.pause import is_infrastructure
 from transfers import tasks
 from transfers.models import Transfer
 from transfers.posting import post_transfers

@@ -15,7 +15,7 @@ from bankcore import metrics
 from bankcore.messaging import breaker as breakers
 from bankcore.messaging.breaker import Breaker, BreakerOpen, conditions, force
 from bankcore.messaging.breaker_rules import Policy, Rules
-from bankcore.messaging.tasks import is_infrastructure
+from bankcore.messaging.pause import is_infrastructure
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,104 @@
+"""Wait in place while infrastructure is away, and say so in the log and in metrics; a request to stop ends the wait.
+
+The message stays in the worker's hand, so its partition keeps its order, and nothing is counted against anyone.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery.exceptions import Reject
+from celery.worker import state as worker_state
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, connection
+from kombu.exceptions import OperationalError as BrokerError
+
+from bankcore import metrics
+
+log = logging.getLogger(__name__)
+
+# The database or the broker is away, failing over, or asks to try again: nothing is wrong with the transfers.
+INFRASTRUCTURE = (OperationalError, InterfaceError, BrokerError, ConnectionError, TimeoutError)
+# The same by SQLSTATE, for what psycopg sorts elsewhere: read-only after a failover (25006), sessions and transactions
+# that were timed out while a process was frozen (25P03, 25P04), and the classes for connection, rollback, resources,
+# operator intervention and system errors.
+_SQLSTATES = ("25006", "25P03", "25P04", "08", "40", "53", "57", "58")
+CEILING_SECONDS_MIN = 0.1
+# How often a pause looks whether the worker is to stop.
+LOOK_SECONDS = 0.05
+
+
+def is_infrastructure(error: Exception) -> bool:
+    """Tell an outage, which is waited for, from a bug, which is not."""
+    sqlstate = getattr(error.__cause__, "sqlstate", None) or ""
+    return isinstance(error, INFRASTRUCTURE) or sqlstate.startswith(_SQLSTATES)
+
+
+def through_outages(stage: str, step: Callable[[], Any]) -> Any:
+    """Take a step again and again until infrastructure lets it, and return its answer.
+
+    Raises:
+        Reject: the worker is asked to stop; the message goes back to its queue untouched.
+        Exception: whatever the step raised that is no outage.
+    """
+    pause = Pause(stage)
+    try:
+        while True:
+            try:
+                return step()
+            except Exception as error:
+                if not is_infrastructure(error):
+                    raise
+                pause.wait(error)
+    finally:
+        pause.end()
+
+
+class Pause:
+    """One outage as one task sees it: how often it was tried, and since when."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.cause = ""
+        self.ceiling_seconds = CEILING_SECONDS_MIN
+        self.began = 0.0
+
+    def wait(self, error: Exception) -> None:
+        """Sleep for a random part of the ceiling (full jitter), which doubles up to PAUSE_SECONDS_MAX."""
+        self._show(type(error).__name__)
+        metrics.retries.labels(self.stage, self.cause).inc()
+        log.warning("%s is paused, waiting for infrastructure: %s: %s", self.stage, self.cause, error)
+        connection.close()
+        self._sleep(random.uniform(0, self.ceiling_seconds))  # noqa: S311  Jitter, not a secret.
+        self.ceiling_seconds = min(self.ceiling_seconds * 2, settings.PAUSE_SECONDS_MAX)
+
+    def end(self) -> None:
+        if self.cause:
+            metrics.paused.labels(self.stage, self.cause).dec()
+            log.warning("%s ends its pause of %.1f s", self.stage, time.monotonic() - self.began)
+            self.cause = ""
+
+    def _show(self, cause: str) -> None:
+        if not self.cause:
+            self.began = time.monotonic()
+        if cause != self.cause:
+            if self.cause:
+                metrics.paused.labels(self.stage, self.cause).dec()
+            metrics.paused.labels(self.stage, cause).inc()
+            self.cause = cause
+
+    def _sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if _is_asked_to_stop():
+                raise Reject("the worker is stopping", requeue=True)
+            time.sleep(min(left, LOOK_SECONDS))
+            metrics.paused_seconds.labels(self.stage, self.cause).inc(min(left, LOOK_SECONDS))
+
+
+def _is_asked_to_stop() -> bool:
+    # The exit code 0 asks to stop as well, and is equal to False.
+    asked = (worker_state.should_stop, worker_state.should_terminate)
+    return any(one is not None and one is not False for one in asked)

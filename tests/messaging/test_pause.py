@@ -1,0 +1,125 @@
+"""A real worker while the database turns everyone away: it waits, says so, keeps its message, and stops when asked."""
+
+import re
+import signal
+import time
+
+import httpx
+import psycopg
+import pytest
+from django.db import OperationalError, connection
+
+from bankcore.messaging import pause
+from bankcore.messaging.models import DeadLetter, Event
+from bankcore.messaging.publisher import Publisher, TaskMessage
+from tests.messaging.broker_view import eventually
+from transfers.models import Transfer
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+STAGE = "transfers.post_transfers"
+# Longer than the broker waits for a sign of life: three heartbeats of five seconds.
+OUTAGE_SECONDS = 17.0
+
+
+@pytest.fixture
+def database():
+    """The test's database, which can turn away everyone but this test: `database.closed(True)`."""
+
+    class Database:
+        def closed(self, closed):
+            name = connection.settings_dict["NAME"]
+            with psycopg.connect(**connection.get_connection_params() | {"dbname": "postgres"}, autocommit=True) as to:
+                to.execute(f'ALTER DATABASE "{name}" WITH ALLOW_CONNECTIONS {not closed}')
+            if closed:
+                with connection.cursor() as cursor:
+                    cursor.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                    )
+
+    database = Database()
+    yield database
+    database.closed(False)
+
+
+def gauge(port, name):
+    page = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    return {
+        cause: float(value)
+        for cause, value in re.findall(rf'^{name}{{cause="(\w+)",stage="{STAGE}"}} (\S+)', page, re.MULTILINE)
+    }
+
+
+def test_an_outage_longer_than_the_brokers_patience_is_waited_out(
+    broker, database, start, free_port, accounts, make_transfer, settings
+):
+    alice, bob = accounts(1000, 0)
+    first, second = (make_transfer(alice, bob, 10) for _ in range(2))
+    port = free_port()
+    worker = start("worker", "posting", METRICS_PORT=str(port), PAUSE_SECONDS_MAX="1")
+    assert eventually(lambda: b"ready." in worker.log.read_bytes(), 60)
+    database.closed(True)
+    publisher = Publisher(settings.BROKER_URL, "bank")
+    publisher.publish([TaskMessage("posting-0", STAGE, [str(first.pk)])])
+    publisher.publish([TaskMessage("posting-0", STAGE, [str(second.pk)])])
+
+    assert eventually(lambda: gauge(port, "bankcore_worker_paused") == {"OperationalError": 1.0})
+    time.sleep(OUTAGE_SECONDS)
+    assert gauge(port, "bankcore_worker_paused_seconds_total")["OperationalError"] > OUTAGE_SECONDS / 2
+    assert worker.poll() is None
+    database.closed(False)
+
+    assert eventually(lambda: not Transfer.objects.exclude(status="posted").exists())
+    assert eventually(lambda: gauge(port, "bankcore_worker_paused") == {"OperationalError": 0.0})
+    said = worker.log.read_text()
+    assert "is paused, waiting for infrastructure" in said
+    assert "ends its pause of" in said
+    # The broker heard of the worker all the while: it kept its connection, and nothing was delivered twice.
+    assert len(re.findall(rf"Task {STAGE}\[[\w-]+\] received", said)) == 2
+    assert "Connection to broker lost" not in said
+    assert Event.objects.filter(attempt__gt=0).count() == 0
+    assert DeadLetter.objects.count() == 0
+    publisher.close()
+
+
+def test_a_paused_worker_stops_when_asked_and_leaves_its_message(
+    broker, database, start, accounts, make_transfer, settings
+):
+    alice, bob = accounts(1000, 0)
+    transfer = make_transfer(alice, bob, 10)
+    worker = start("worker", "posting", PAUSE_SECONDS_MAX="600")
+    assert eventually(lambda: b"ready." in worker.log.read_bytes(), 60)
+    database.closed(True)
+    publisher = Publisher(settings.BROKER_URL, "bank")
+    publisher.publish([TaskMessage("posting-0", STAGE, [str(transfer.pk)])])
+    publisher.close()
+    # Some pauses in, so that the next ones are long.
+    assert eventually(lambda: worker.log.read_bytes().count(b"is paused") >= 4, 60)
+
+    asked_at = time.monotonic()
+    worker.send_signal(signal.SIGTERM)
+
+    assert worker.wait(timeout=30) == 0
+    assert time.monotonic() - asked_at < 8
+    assert eventually(lambda: broker.depth("posting-0") == 1)
+    database.closed(False)
+    assert Transfer.objects.get().status == "approved"
+    start("worker", "posting")
+    assert eventually(lambda: Transfer.objects.get().status == "posted", 60)
+
+
+def test_a_pause_is_a_random_part_of_a_ceiling_that_doubles(settings, monkeypatch):
+    settings.PAUSE_SECONDS_MAX = 1.0
+    asked = []
+    monkeypatch.setattr(pause.random, "uniform", lambda low, high: asked.append((low, high)) or 0.0)
+    failures = iter([OperationalError("away")] * 6)
+
+    def step():
+        for failure in failures:
+            raise failure
+        return "done"
+
+    assert pause.through_outages("a stage", step) == "done"
+
+    assert asked == [(0, 0.1), (0, 0.2), (0, 0.4), (0, 0.8), (0, 1.0), (0, 1.0)]
