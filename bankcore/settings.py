@@ -212,7 +212,14 @@ LOGGING = {
     "formatters": {"line": {"()": "bankcore.logs.OneLineFormatter"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["request_id"]}},
     "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
-    "loggers": {"django.request": {"level": "ERROR"}, "amqp": {"level": "WARNING"}, "httpx": {"level": "WARNING"}},
+    "loggers": {
+        "django.request": {"level": "ERROR"},
+        "amqp": {"level": "WARNING"},
+        "httpx": {"level": "WARNING"},
+        # Two lines for each message that went well say less than the metrics, and cost a tenth of a small one.
+        "celery.worker.strategy": {"level": "WARNING"},
+        "celery.app.trace": {"level": "WARNING"},
+    },
 }
 
 UNFOLD = {

@@ -12,7 +12,7 @@ from bankcore.database import fetch_all
 from bankcore.messaging import outbox
 from bankcore.messaging.outbox import NewEvent
 from bankcore.money import format_minor
-from notifications.models import Channel, Subscription
+from notifications.models import Channel
 from transfers.events import TransferFact, load_facts
 
 PENDING = "notification.pending"
@@ -69,15 +69,26 @@ def _concerned(fact: TransferFact) -> list[UUID]:
     return list(dict.fromkeys(side for side in sides if side is not None))
 
 
-def _wishes(facts: Sequence[TransferFact]) -> dict[UUID, list[Subscription]]:
+class _Wish(NamedTuple):
+    customer: UUID
+    channel: str
+    address: str
+
+
+_WISHES = """
+SELECT customer, channel, address FROM notifications_subscription WHERE customer = ANY(%b::uuid[]) ORDER BY id DESC
+"""
+
+
+def _wishes(facts: Sequence[TransferFact]) -> dict[UUID, list[_Wish]]:
     customers = {customer for fact in facts for customer in _concerned(fact)}
-    wishes: dict[UUID, list[Subscription]] = {}
-    for subscription in Subscription.objects.filter(customer__in=customers):
-        wishes.setdefault(subscription.customer, []).append(subscription)
+    wishes: dict[UUID, list[_Wish]] = {}
+    for row in fetch_all(_WISHES, (list(customers),)):
+        wishes.setdefault(row[0], []).append(_Wish._make(row))
     return wishes
 
 
-def _compose(fact: TransferFact, wish: Subscription, *, paying: bool) -> Draft:
+def _compose(fact: TransferFact, wish: _Wish, *, paying: bool) -> Draft:
     amount = format_minor(fact.amount_minor, fact.currency)
     what = f"Your transfer of {amount} {_WORDS.get(fact.type, 'changed')}" if paying else f"You received {amount}"
     why = f"\nReason: {fact.reason.replace('_', ' ')}." if fact.reason else ""
@@ -85,7 +96,7 @@ def _compose(fact: TransferFact, wish: Subscription, *, paying: bool) -> Draft:
     return Draft(
         event=fact.event_id,
         recipient=wish.customer,
-        channel=str(wish.channel),
+        channel=wish.channel,
         address=wish.address,
         transfer=fact.transfer,
         title=f"{what}.",
