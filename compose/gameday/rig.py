@@ -5,22 +5,26 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from compose import ladder
 from compose.gameday.cluster import Cluster, add_cluster
 from compose.gameday.plan import ProxyPlan
 from compose.gameday.proxy import ProxyControl
-from compose.instance import Instance, StackError, started_at
+from compose.instance import Instance, StackError, read_json, started_at
 from compose.private_postgresql import add_postgresql
 from compose.private_valkey import add_valkey
 from compose.servers import Servers
 from compose.stacks import say, stack
 from compose.supervision import ROLES, SERVERS, Supervisor, role_of
+
+if TYPE_CHECKING:
+    from compose.gameday.clients import Load
 
 # Flower has no part in moving money.
 GAME_ROLES: Mapping[str, int] = {
@@ -32,6 +36,11 @@ GAME_ROLES: Mapping[str, int] = {
     "maintenance": 2,
 }
 POSTGRESQL, REDIS = "postgresql", "redis"
+_HELLO = {
+    POSTGRESQL: bytes.fromhex("0000000804d2162f"),  # May we speak TLS?
+    REDIS: b"PING\r\n",
+    "rabbit": b"AMQP\0\0\x09\x01",
+}
 
 
 @dataclass
@@ -44,6 +53,9 @@ class Rig:
     proxy: ProxyControl
     database_url: str
     redis_url: str
+    # The clients, once they are there, and the partition that their probes go through.
+    load: Load | None = None
+    focus_partition: int = 0
 
     @property
     def api_urls(self) -> list[str]:
@@ -63,6 +75,30 @@ class Rig:
     @property
     def logs(self) -> Path:
         return Path(self.stack["logs"])
+
+    @property
+    def broker_account(self) -> tuple[str, str]:
+        """The application's own user at the broker, and its password."""
+        first = urlsplit(self.environment["BROKER_URL"].partition(";")[0])
+        return first.username or "", first.password or ""
+
+    def home(self, server: str) -> Path:
+        """The folder that a server keeps its data in."""
+        return Path(self.stack["file"]).parent / "servers" / server
+
+    def knock(self, *links: str) -> None:
+        """Use links once, as any client's first bytes would, so that weather on them strikes somebody."""
+        listens = {link["name"]: link["listen"] for link in read_json(self._proxy_file)["links"]}
+        for link in links:
+            hello = next((words for begin, words in _HELLO.items() if link.startswith(begin)), b"\0")
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", listens[link]), 1) as knocking:
+                knocking.settimeout(0.3)
+                knocking.sendall(hello)
+                knocking.recv(64)
+
+    @property
+    def _proxy_file(self) -> Path:
+        return Path(self.stack["file"]).parent / "proxy.json"
 
     # -- processes -------------------------------------------------------------------------------------------------
 

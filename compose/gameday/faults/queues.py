@@ -1,0 +1,224 @@
+"""Faults of queues and of the broker's resources: emptied, deleted, unbound, full, alarmed, connections closed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import urllib.parse
+from functools import partial
+
+from compose.gameday.cluster import NODES, VHOST
+from compose.gameday.faults.fault import Fault, wait_until
+from compose.gameday.faults.nodes import declare_topology
+from compose.gameday.rig import Rig
+
+QUEUES = frozenset({"broker", "queues"})
+WORK = ("risk-", "posting-", "notifications")
+
+
+def _work_queues(rig: Rig) -> list[str]:
+    return sorted(queue["name"] for queue in rig.cluster.queues() if queue["name"].startswith(WORK) and _is_ours(queue))
+
+
+def _is_ours(queue: dict[str, object]) -> bool:
+    return queue.get("type") == "quorum"
+
+
+class PurgeQueues(Fault):
+    """An operator empties every work queue while the workers stand still, so that there is something to lose."""
+
+    name = "purge-queues"
+    numbers = ("F14", "F38")
+    fault_class = "messages lost in the broker"
+    touches = frozenset({"broker", "queues", "risk", "posting", "notifications"})
+    goal_seconds = 60.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen: list[int] = []
+
+    def inject(self, rig: Rig, rng: random.Random) -> None:
+        pids = rig.pids()
+        self.frozen = [pids[program] for role in ("risk", "posting") for program in rig.programs(role)]
+        for pid in self.frozen:
+            os.kill(pid, signal.SIGSTOP)
+        lost = self.needs("messages are waiting", lambda: _ready(rig), seconds=15)
+        for queue in _work_queues(rig):
+            rig.cluster.purge(queue)
+        self.proved(f"{lost} waiting messages purged from {len(_work_queues(rig))} queues")
+
+    def heal(self, rig: Rig) -> None:
+        for pid in self.frozen:
+            if not rig.is_gone(pid):
+                os.kill(pid, signal.SIGCONT)
+        self.frozen = []
+
+
+def _ready(rig: Rig) -> int:
+    return sum(queue.get("messages_ready", 0) for queue in rig.cluster.queues() if queue["name"].startswith(WORK))
+
+
+class DeleteQueues(Fault):
+    """Every work queue is deleted, with whatever was in it, while its consumers are connected."""
+
+    name = "delete-queues"
+    numbers = ("F14", "F38")
+    fault_class = "messages lost in the broker"
+    touches = QUEUES
+    goal_seconds = 60.0
+    hold_seconds = (0.5, 2.0)
+
+    def inject(self, rig: Rig, rng: random.Random) -> None:
+        queues = _work_queues(rig)
+        for queue in queues:
+            rig.cluster.delete_queue(queue)
+        self.proved(f"{len(queues)} queues deleted: {', '.join(queues)}")
+
+    def heal(self, rig: Rig) -> None:
+        declare_topology(rig)
+        wait_until("the queues are back", lambda: len(_work_queues(rig)) >= len(WORK), seconds=30)
+
+
+class Unbind(Fault):
+    """The bindings of the probes' partition are removed: its messages find no queue."""
+
+    name = "unbind-queues"
+    numbers = ("F14",)
+    fault_class = "binding removed"
+    touches = QUEUES
+    hold_seconds = (1.0, 4.0)
+    goal_seconds = 10.0
+
+    def inject(self, rig: Rig, rng: random.Random) -> None:
+        removed = []
+        for queue in (f"risk-{rig.focus_partition}", f"posting-{rig.focus_partition}"):
+            path = f"bindings/{VHOST}/e/bank/q/{queue}"
+            for binding in rig.cluster.api("GET", path).json():
+                rig.cluster.api("DELETE", f"{path}/{urllib.parse.quote(binding['properties_key'], safe='')}")
+                removed.append(queue)
+            self.needs(f"{queue} is unbound", partial(_is_unbound, rig, path))
+        self.proved(f"no binding from exchange bank to {' and '.join(removed)} any more")
+
+    def heal(self, rig: Rig) -> None:
+        declare_topology(rig)
+
+
+def _is_unbound(rig: Rig, path: str) -> bool:
+    return bool(rig.cluster.api("GET", path).json() == [])
+
+
+class FullQueues(Fault):
+    """The posting queues take one message only, and nobody takes it out: the broker refuses the next (nack)."""
+
+    name = "full-queues"
+    numbers = ("F29", "F16")
+    fault_class = "queue full"
+    touches = frozenset({"broker", "queues", "posting"})
+    hold_seconds = (2.0, 5.0)
+    goal_seconds = 10.0
+    policy = "gameday-full"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen: list[int] = []
+
+    def inject(self, rig: Rig, rng: random.Random) -> None:
+        pids = rig.pids()
+        self.frozen = [pids[program] for program in rig.programs("posting")]
+        for pid in self.frozen:
+            os.kill(pid, signal.SIGSTOP)
+        rig.cluster.set_policy(self.policy, "^posting-", {"max-length": 1})
+        full = self.needs("a posting queue is full", lambda: self._full(rig), seconds=20)
+        self.proved(f"max-length 1 with reject-publish in force, and reached, on {', '.join(full)}")
+
+    def _full(self, rig: Rig) -> list[str]:
+        return [
+            queue["name"]
+            for queue in rig.cluster.queues()
+            if queue.get("policy") == self.policy and queue.get("messages_ready", 0) >= 1
+        ]
+
+    def heal(self, rig: Rig) -> None:
+        rig.cluster.delete_policy(self.policy)
+        for pid in self.frozen:
+            if not rig.is_gone(pid):
+                os.kill(pid, signal.SIGCONT)
+        self.frozen = []
+
+
+class _Alarm(Fault):
+    fault_class = "broker alarm"
+    touches = frozenset({"broker"})
+    hold_seconds = (4.0, 10.0)
+    goal_seconds = 10.0
+    raise_: str
+    clear: str
+    alarm: str
+
+    def inject(self, rig: Rig, rng: random.Random) -> None:
+        node = rng.choice(NODES)
+        rig.cluster.call(node, self.raise_)
+        self.needs(f"{node} reports {self.alarm}", lambda: node in self._alarmed(rig))
+        blocked = [c for c in rig.cluster.api("GET", "connections").json() if "block" in str(c.get("state"))]
+        self.proved(f"{self.alarm} on {node}; {len(blocked)} connections blocked at once")
+
+    def _alarmed(self, rig: Rig) -> list[str]:
+        nodes = rig.cluster.api("GET", "nodes").json()
+        return [node["name"].partition("@")[0] for node in nodes if node.get(self.alarm)]
+
+    def heal(self, rig: Rig) -> None:
+        for node in NODES:
+            rig.cluster.call(node, self.clear)
+        wait_until(f"no {self.alarm} any more", lambda: self._alarmed(rig) == [], seconds=30)
+
+
+class DiskAlarm(_Alarm):
+    """A node says that its disk is full: the whole cluster blocks whoever publishes."""
+
+    name = "disk-alarm"
+    numbers = ("F15", "F22")
+    raise_ = 'rabbit_disk_monitor:set_disk_free_limit("100TB").'
+    clear = 'rabbit_disk_monitor:set_disk_free_limit("64MB").'
+    alarm = "disk_free_alarm"
+
+
+class MemoryAlarm(_Alarm):
+    """A node says that its memory is used up."""
+
+    name = "memory-alarm"
+    numbers = ("F15",)
+    raise_ = "vm_memory_monitor:set_vm_memory_high_watermark(0.0001)."
+    clear = "vm_memory_monitor:set_vm_memory_high_watermark(0.4)."
+    alarm = "mem_alarm"
+
+
+class CloseConnections(Fault):
+    """The broker closes every connection (320, CONNECTION_FORCED), confirms outstanding or not."""
+
+    name = "close-broker-connections"
+    numbers = ("F16", "F39")
+    fault_class = "connections closed by the broker"
+    touches = frozenset({"broker", "broker-links"})
+    rides_out = True
+    goal_seconds = 10.0
+
+    def inject(self, rig: Rig, rng: random.Random) -> None:
+        names = self.needs(
+            "connections are known",
+            lambda: [c["name"] for c in rig.cluster.api("GET", "connections").json() if c.get("user") == "bankcore"],
+        )
+        for name in names:
+            rig.cluster.api("DELETE", f"connections/{urllib.parse.quote(name, safe='')}")
+        self.proved(f"{len(names)} connections of the application closed by the broker")
+
+
+FAULTS: list[type[Fault]] = [
+    PurgeQueues,
+    DeleteQueues,
+    Unbind,
+    FullQueues,
+    DiskAlarm,
+    MemoryAlarm,
+    CloseConnections,
+]
