@@ -24,7 +24,7 @@ DESK_DELIVERY_LIMIT = 1_000_000
 class Route:
     """Where one event type goes. `carries` says which id the task is called with."""
 
-    family: Literal["risk", "posting", "notifications"]
+    family: Literal["risk", "posting", "notifications", "deliveries"]
     task: str
     partitioned: bool
     carries: Literal["subject", "event"]
@@ -33,7 +33,7 @@ class Route:
 _RISK = Route(family="risk", task="transfers.check_risk", partitioned=True, carries="subject")
 _POSTING = Route(family="posting", task="transfers.post_transfers", partitioned=True, carries="subject")
 _NOTIFY = Route(family="notifications", task="notifications.dispatch", partitioned=False, carries="event")
-_DELIVER = Route(family="notifications", task="notifications.deliver", partitioned=False, carries="subject")
+_DELIVER = Route(family="deliveries", task="notifications.deliver", partitioned=False, carries="subject")
 
 ROUTES: Mapping[str, Route] = {
     "transfer.accepted": _RISK,
@@ -74,8 +74,19 @@ class Topology:
             return [f"{family}-{p}" for p in range(self.partitions) if p % of == index]
         return [family]
 
+    def role_queues(self, role: str, index: int = 0, of: int = 1) -> list[str]:
+        """List what a worker of this role takes from."""
+        more = ["deliveries"] if role == "notifications" else []
+        return [*self.family_queues(role, index, of), *more]
+
     def work_queues(self) -> Sequence[QueueSpec]:
-        names = [*self.family_queues("risk"), *self.family_queues("posting"), "notifications", "maintenance"]
+        names = [
+            *self.family_queues("risk"),
+            *self.family_queues("posting"),
+            "notifications",
+            "deliveries",
+            "maintenance",
+        ]
         return [QueueSpec(name=name, exchange=WORK_EXCHANGE, arguments=_work_arguments(name)) for name in names]
 
     def desk_queues(self) -> Sequence[QueueSpec]:

@@ -50,16 +50,41 @@ def record(events: Sequence[NewEvent]) -> None:
 
 _DEFER = """
 UPDATE messaging_event
-   SET attempt = attempt + 1, published_at = NULL, due_at = statement_timestamp() + %s * interval '1 second'
+   SET attempt = CASE WHEN attempt < 0 THEN -attempt ELSE attempt + 1 END, published_at = NULL,
+       due_at = statement_timestamp() + %s * interval '1 second'
  WHERE id = (SELECT max(id) FROM messaging_event WHERE subject = %s AND type = ANY(%s::text[]))
 """
+
+
+# The relay marks an event as published only while `attempt` is what it read, so every change of plan has to change
+# it. Postponing turns n into -n - 1 and back, which is the same number of attempts.
+_POSTPONE = """
+UPDATE messaging_event
+   SET attempt = -attempt - 1, published_at = NULL,
+       due_at = statement_timestamp() + %b * (1 + random() * 0.25) * interval '1 second'
+ WHERE id IN (SELECT max(id) FROM messaging_event
+               WHERE subject = ANY(%b::text[]) AND type = ANY(%b::text[]) GROUP BY subject)
+"""
+
+
+def postpone(types: Sequence[str], subjects: Sequence[str], delay_seconds: float) -> int:
+    """Make the newest event of these types about each subject due later, without counting it as an attempt.
+
+    For work that was not tried, because what it needs is away. One statement; the delay is spread by a quarter.
+    """
+    return execute(_POSTPONE, (float(delay_seconds), list(subjects), list(types))) if subjects else 0
 
 
 def attempts(types: Sequence[str], subject: str) -> int:
     """Tell how often the newest event of these types about `subject` has been made due again."""
     sql = "SELECT attempt FROM messaging_event WHERE subject = %s AND type = ANY(%s::text[]) ORDER BY id DESC LIMIT 1"
     rows = fetch_all(sql, (subject, list(types)))
-    return int(rows[0][0]) if rows else 0
+    return counted(int(rows[0][0])) if rows else 0
+
+
+def counted(attempt: int) -> int:
+    """Read the number of attempts from an event's column, whose sign only tells that it was postponed."""
+    return attempt if attempt >= 0 else -attempt - 1
 
 
 def defer(types: Sequence[str], subject: str, delay_seconds: float) -> bool:

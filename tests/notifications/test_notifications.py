@@ -11,13 +11,15 @@ from django.db import connection
 from django.utils import timezone
 
 from accounts.models import Customer
+from bankcore.messaging import outbox
+from bankcore.messaging.breaker import force
 from bankcore.messaging.models import Event
 from notifications import delivery
 from notifications.delivery import deliver
 from notifications.dispatch import dispatch
 from notifications.models import Notification, Subscription
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("forget_breakers")]
 
 
 @pytest.fixture
@@ -157,6 +159,14 @@ def mail_server_away(monkeypatch):
     monkeypatch.setattr(EmailBackend, "send_messages", refuse)
 
 
+@pytest.fixture
+def message_refused(monkeypatch):
+    def refuse(backend, messages):
+        raise smtplib.SMTPDataError(554, b"transaction failed")
+
+    monkeypatch.setattr(EmailBackend, "send_messages", refuse)
+
+
 def test_an_email_is_sent_and_marked(pending):
     assert deliver([pending.pk]) == 1
 
@@ -191,16 +201,18 @@ def test_a_failure_is_postponed_and_said(pending, mail_server_away):
     assert deliver([pending.pk]) == 0
 
     pending.refresh_from_db()
-    assert (pending.state, pending.attempts, pending.delivered_at) == ("pending", 1, None)
+    # The server is away: that is no attempt of this message.
+    assert (pending.state, pending.attempts, pending.delivered_at) == ("pending", 0, None)
     assert pending.failure == "SMTPServerDisconnected: Connection unexpectedly closed"
     event.refresh_from_db()
     assert (event.published_at, event.attempt) == (None, 1)
     assert event.due_at > now
 
 
-def test_the_last_attempt_fails_in_the_open_and_is_the_last(pending, mail_server_away, monkeypatch):
+def test_the_last_attempt_fails_in_the_open_and_is_the_last(pending, message_refused, monkeypatch, forget_breakers):
     for _ in range(delivery.ATTEMPTS_MAX):
         deliver([pending.pk])
+        forget_breakers()
 
     pending.refresh_from_db()
     assert (pending.state, pending.attempts) == ("failed", 8)
@@ -246,7 +258,10 @@ def test_a_mail_server_that_is_away_is_asked_once_a_chunk(people, told, monkeypa
     assert deliver(list(emails.values_list("pk", flat=True))) == 0
 
     assert len(asked) == 1
-    assert list(emails.values_list("state", "attempts", "failure")) == [("pending", 1, "TimeoutError: no answer")] * 2
+    assert sorted(emails.values_list("state", "attempts", "failure")) == [
+        ("pending", 0, ""),
+        ("pending", 0, "TimeoutError: no answer"),
+    ]
     owed = Event.objects.filter(type="notification.pending", published_at=None, due_at__gt=timezone.now())
     assert owed.count() == 2
 
@@ -267,3 +282,60 @@ def test_workers_at_once_send_one_email(pending):
 
     assert sum(sent) == 1
     assert len(mail.outbox) == 1
+
+
+def test_retry_budget_spent_by_an_open_breaker(people, told):
+    """A rival's failing. Here what an open breaker holds back has all its attempts left, and is sent once later."""
+    alice, bob, _ = people
+    dispatch([told(alice, bob)])
+    emails = Notification.objects.filter(channel="email")
+    ids = list(emails.values_list("pk", flat=True))
+    force("email", "open")
+
+    for _ in range(3 * delivery.ATTEMPTS_MAX):
+        assert deliver(ids) == 0
+
+    assert mail.outbox == []
+    assert set(emails.values_list("state", "attempts")) == {("pending", 0)}
+    owed = Event.objects.filter(type="notification.pending", published_at=None, due_at__gt=timezone.now())
+    assert owed.count() == 2
+    assert {outbox.attempts(["notification.pending"], str(pk)) for pk in ids} == {0}
+    force("email", "")
+    assert deliver(ids) == 2
+    assert deliver(ids) == 0
+    assert len(mail.outbox) == 2
+
+
+def test_an_event_that_is_postponed_before_it_is_marked_is_not_taken_for_delivered(pending):
+    """The relay marks by (id, attempt): a postponement in between has to change it, without counting."""
+    event = Event.objects.get(type="notification.pending", subject=str(pending.pk))
+    seen = event.attempt
+
+    outbox.postpone(["notification.pending"], [str(pending.pk)], 5)
+
+    event.refresh_from_db()
+    assert event.attempt != seen
+    assert outbox.attempts(["notification.pending"], str(pending.pk)) == 0
+    outbox.defer(["notification.pending"], str(pending.pk), 5)
+    assert outbox.attempts(["notification.pending"], str(pending.pk)) == 1
+
+
+def test_a_message_that_makes_the_server_hang_up_lets_others_go_first(people, told, monkeypatch):
+    alice, bob, _ = people
+    dispatch([told(alice, bob)])
+    poison, other = Notification.objects.filter(channel="email").order_by("pk")
+    send = EmailBackend.send_messages
+
+    def hang_up(backend, messages):
+        if messages[0].to == [poison.address]:
+            raise smtplib.SMTPServerDisconnected("Connection unexpectedly closed")
+        return send(backend, messages)
+
+    monkeypatch.setattr(EmailBackend, "send_messages", hang_up)
+    for _ in range(3):
+        deliver([poison.pk])
+    deliver([poison.pk, other.pk])
+
+    due = dict(Event.objects.filter(type="notification.pending").values_list("subject", "due_at"))
+    assert due[str(poison.pk)] > due[str(other.pk)]
+    assert deliver([other.pk]) == 1

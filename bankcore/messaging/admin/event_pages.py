@@ -8,6 +8,7 @@ from django.http import HttpRequest
 from django.utils.safestring import SafeString
 from unfold.decorators import display
 
+from bankcore.messaging import outbox
 from bankcore.messaging.models import Event
 from bankcore.pages import Panel, ReadOnlyAdmin, moment, one_line_json, page_link, pretty_json
 
@@ -28,7 +29,7 @@ def timeline(subject: Any) -> Panel:
                 event.actor or "-",
                 one_line_json(event.data),
                 moment(event.published_at),
-                event.attempt,
+                outbox.counted(event.attempt),
             ]
             for event in reversed(events)
         ],
@@ -49,12 +50,12 @@ class OwedFilter(admin.SimpleListFilter):
 
 @admin.register(Event)
 class EventAdmin(ReadOnlyAdmin):
-    list_display = ["id", "type", "subject", "when", "actor", "attempt", "published"]
+    list_display = ["id", "type", "subject", "when", "actor", "attempts", "published"]
     list_filter = [OwedFilter]
     search_fields = ["id", "subject"]
     search_help_text = "An event's number, or the whole id of its subject."
     fields = [
-        "id", "type", "subject", "partition_key", "shown_data", "actor", "request_id", "when", "due", "attempt",
+        "id", "type", "subject", "partition_key", "shown_data", "actor", "request_id", "when", "due", "attempts",
         "published",
     ]  # fmt: skip
 
@@ -68,6 +69,10 @@ class EventAdmin(ReadOnlyAdmin):
     @display(description="due (UTC)")
     def due(self, event: Event) -> str:
         return moment(event.due_at)
+
+    @display(description="attempt")
+    def attempts(self, event: Event) -> int:
+        return outbox.counted(event.attempt)
 
     @display(description="published (UTC)")
     def published(self, event: Event) -> str:

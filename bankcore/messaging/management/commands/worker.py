@@ -11,15 +11,18 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from bankcore import metrics
+from bankcore.messaging.bulkhead import limit_queues
 from bankcore.messaging.dead_letters import DeadLetterStep
 from bankcore.messaging.standby import standby_for
 
+NOTIFICATION_THREADS = 6
+SHARES = {"deliveries": 3}
 ROLES = {
     # One process takes a partition's batches one after another, so solo: no pool between the queue and the work.
     "risk": ["--pool", "solo"],
     "posting": ["--pool", "solo"],
-    # Deliveries wait for others: threads.
-    "notifications": ["--pool", "threads", "--concurrency", "4"],
+    # Deliveries wait for others: threads, of which they may hold only some (SHARES).
+    "notifications": ["--pool", "threads", "--concurrency", str(NOTIFICATION_THREADS)],
     # Beat lives in this worker; its schedule is code, so it keeps no file.
     "maintenance": ["--pool", "solo", "--beat", "--scheduler", "celery.beat:Scheduler"],
 }
@@ -41,7 +44,7 @@ class Command(BaseCommand):
     def handle(self, *, role: str, index: int, of: int, **options: Any) -> None:
         if not 0 <= index < of:
             raise CommandError(f"--index counts from 0 and stays below --of: {index} of {of} is no share.")
-        queues = settings.TOPOLOGY.family_queues(role, index, of)
+        queues = settings.TOPOLOGY.role_queues(role, index, of)
         if not queues:
             raise CommandError(f"{settings.PARTITIONS} partitions leave nothing for worker {index} of {of}.")
         if role == "maintenance":
@@ -52,6 +55,8 @@ class Command(BaseCommand):
         others = [name for name in settings.TOPOLOGY.family_queues(role) if name not in queues]
         if others:
             current_app.steps["consumer"].add(standby_for(others))
+        if role == "notifications" and settings.BROKER_URL.startswith("amqp"):
+            limit_queues(current_app, SHARES, usual=NOTIFICATION_THREADS)
         if role in YIELDING_ROLES:
             os.nice(YIELDING_NICENESS)
         worker_ready.connect(lambda **_: metrics.serve(), weak=False)

@@ -1,0 +1,145 @@
+"""A mail server that is down, slow, refuses or hangs, as a real one (F33): nobody else waits, and all is sent, once."""
+
+import time
+from collections import Counter
+
+import pytest
+from django.conf import settings as django_settings
+from django.utils import timezone
+
+from accounts.models import Customer
+from bankcore.messaging.models import Event
+from bankcore.messaging.publisher import Publisher, TaskMessage
+from notifications import delivery
+from notifications.delivery import deliver
+from notifications.models import Notification, Subscription
+from tests.messaging.broker_view import Broker, eventually
+from tests.outside import mail_server
+from tests.workers import running
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("forget_breakers")]
+
+
+@pytest.fixture
+def server(settings):
+    with mail_server() as server:
+        settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+        settings.EMAIL_HOST, settings.EMAIL_PORT, settings.EMAIL_TIMEOUT = "127.0.0.1", server.port, 0.5
+        settings.BREAKER_CALLS_MIN, settings.BREAKER_OPEN_SECONDS = 2, 0.3
+        yield server
+
+
+def emails(number):
+    Notification.objects.bulk_create(
+        Notification(
+            event=n, recipient=Customer.objects.create(name="Ada").pk, channel="email", address=f"a{n}@example.com",
+            transfer=Customer.objects.create(name="x").pk, title=f"Mail {n}", text="Paid.", state="pending",
+        )
+        for n in range(number)
+    )  # fmt: skip
+    ids = list(Notification.objects.order_by("pk").values_list("pk", flat=True))
+    Event.objects.bulk_create(
+        Event(type="notification.pending", partition_key="x", subject=str(pk), published_at=timezone.now())
+        for pk in ids
+    )
+    return ids
+
+
+def states():
+    return Counter(Notification.objects.values_list("state", "attempts"))
+
+
+@pytest.mark.parametrize("mood", ["hangs", "refuses", "failing"])
+def test_after_an_outage_everything_is_sent_once(server, mood):
+    ids = emails(30)
+    server.mood = mood
+    begin = time.monotonic()
+    for _ in range(6):
+        deliver(ids)
+    assert time.monotonic() - begin < 20
+    assert server.messages == []
+    asked = server.connections
+    deliver(ids)
+    assert server.connections <= asked + 1
+
+    server.mood = "well"
+    assert eventually(lambda: deliver(ids) is not None and states().total() == sum(
+        number for (state, _), number in states().items() if state == "delivered"), seconds=30)  # fmt: skip
+
+    subjects = Counter(line for m in server.messages for line in m.splitlines() if line.startswith("Subject:"))
+    assert (len(subjects), set(subjects.values())) == (30, {1})
+
+
+def test_an_outage_costs_no_attempt(server):
+    ids = emails(3)
+    server.mood = "hangs"
+
+    for _ in range(2 * delivery.ATTEMPTS_MAX):
+        deliver(ids)
+
+    assert states() == {("pending", 0): 3}
+    assert Event.objects.filter(published_at=None, due_at__gt=timezone.now()).count() == 3
+
+
+def test_a_slow_server_holds_a_task_for_a_bounded_time(server, monkeypatch):
+    monkeypatch.setattr(delivery, "CHUNK_SECONDS_MAX", 1.0)
+    monkeypatch.setattr(delivery, "TASK_SECONDS_MAX", 3.0)
+    ids = emails(20)
+    server.mood = "slow"
+    # Each step takes longer than nothing and less than its limit.
+    django_settings.EMAIL_TIMEOUT = 5
+    begin = time.monotonic()
+
+    sent = deliver(ids)
+
+    assert time.monotonic() - begin < 20
+    assert 0 < sent < 20
+    assert states() == {("delivered", 1): sent, ("pending", 0): 20 - sent}
+
+
+@pytest.fixture
+def broker():
+    broker = Broker(django_settings.BROKER_URL, django_settings.TOPOLOGY)
+    broker.fill_from_scratch()
+    yield broker
+    broker.fill_from_scratch()
+    broker.connection.release()
+
+
+def test_a_mail_server_that_hangs_starves_nobody(server, broker, accounts, make_transfer, tmp_path):
+    """Bulkhead: deliveries may hold three of the worker's threads, and the in-app messages have the others."""
+    ids = emails(40)
+    server.mood = "hangs"
+    ada = Customer.objects.create(name="Ada")
+    Subscription.objects.create(customer=ada.pk, channel="in_app")
+    payer, payee = accounts(1000, 0, customer=ada)
+    settings = {"EMAIL_URL": f"smtp://127.0.0.1:{server.port}", "EMAIL_TIMEOUT_SECONDS": "60",
+                "BREAKER_CALLS_MIN": "1000"}  # fmt: skip
+    publisher = Publisher(django_settings.BROKER_URL, "bank")
+    publisher.publish([TaskMessage("deliveries", "notifications.deliver", [str(pk)]) for pk in ids])
+
+    with running(tmp_path, **settings) as start:
+        start("worker", "notifications")
+        assert eventually(lambda: server.connections == 3, seconds=40), (
+            tmp_path / "worker-notifications.log"
+        ).read_text()
+        told = []
+        for _ in range(8):
+            transfer = make_transfer(payer, payee, 1, "posted", posted_at=timezone.now())
+            told.append(Event.objects.get(subject=str(transfer.pk)).pk)
+        begin = time.monotonic()
+        publisher.publish([TaskMessage("notifications", "notifications.dispatch", [event]) for event in told])
+
+        assert eventually(lambda: Notification.objects.filter(channel="in_app").count() == 8, seconds=20)
+
+        took = time.monotonic() - begin
+        assert took < 10
+        # All that deliveries could hold is still held.
+        assert server.connections == 3
+        assert broker.depth("deliveries") == 40 - 3
+        server.mood = "well"
+        assert eventually(
+            lambda: Notification.objects.filter(state="delivered", channel="email").count() == 40, seconds=40
+        )
+    publisher.close()
+    assert len(server.messages) == 40
