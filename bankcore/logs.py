@@ -19,6 +19,11 @@ def current_request_id() -> str:
     return _request_id.get()
 
 
+def accepted_request_id(given: str) -> str:
+    """Return the caller's id for the request, or nothing if it is not one to put into logs and headers."""
+    return given if _ACCEPTED_ID.fullmatch(given) else ""
+
+
 class RequestIdMiddleware:
     """Take the caller's `X-Request-Id` (or make one), keep it for this request, and send it back."""
 
@@ -26,8 +31,7 @@ class RequestIdMiddleware:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        given = request.headers.get("X-Request-Id", "")
-        request_id = given if _ACCEPTED_ID.fullmatch(given) else str(new_id())
+        request_id = accepted_request_id(request.headers.get("X-Request-Id", "")) or str(new_id())
         token = _request_id.set(request_id)
         try:
             response = self.get_response(request)

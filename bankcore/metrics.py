@@ -25,6 +25,7 @@ batch_size = Histogram(
     "bankcore_batch_size", "Transfers a stage handled in one transaction.", ["stage"], buckets=_SIZES
 )
 admission = Counter("bankcore_admission", "Answers at the door.", ["decision"])
+front_refusals = Counter("bankcore_front_refusals", "Requests answered before they reached a thread.", ["code"])
 predicted_wait = Gauge(
     "bankcore_predicted_wait_seconds",
     "How long a transfer that comes now would wait for a stage.",

@@ -143,6 +143,9 @@ CLIENT_WEIGHTS = env.dict("CLIENT_WEIGHTS", cast={"value": int}, default={})
 
 # Threads per web process: a quarter of them may wait for a transfer (`Prefer: wait`).
 WEB_THREADS = env.int("WEB_THREADS", default=4)
+# Complete requests that may wait for a thread, and how long a body may take to arrive (bankcore/front.py).
+WEB_QUEUE_MAX = env.int("WEB_QUEUE_MAX", default=128)
+BODY_SECONDS_MAX = env.float("BODY_SECONDS_MAX", default=20.0)
 
 # -- API, pages, mail --------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ PARTITIONED = ("risk", "posting")
 SINGLE = ("flower",)
 SERVES_HTTP = ("web", "flower")
 WEB_PORT, FLOWER_PORT = 8000, 5555
-WEB_WORKERS, WEB_THREADS = 2, 4
+WEB_WORKERS, WEB_CONNECTIONS = 2, 4096
 FLOWER_USER = "staff"
 READY_SECONDS_MAX = 90.0
 # A batch in hand is finished first; what takes longer is redelivered, and has no effect twice.
@@ -98,9 +98,11 @@ def _web(instance: Instance, name: str, port: int, environment: Mapping[str, str
     return Program(
         name=name,
         arguments=[
-            sys.executable, "-m", "granian", "bankcore.wsgi:application", "--interface", "wsgi",
+            sys.executable, "-m", "granian", "bankcore.front:application", "--interface", "rsgi",
             "--host", "127.0.0.1", "--port", str(port), "--workers", str(WEB_WORKERS),
-            "--blocking-threads", str(WEB_THREADS), "--respawn-failed-workers", "--workers-kill-timeout", "2",
+            # A request that is still arriving costs a socket and no thread, so there may be many of them.
+            "--backlog", str(WEB_CONNECTIONS), "--backpressure", str(WEB_CONNECTIONS),
+            "--no-ws", "--respawn-failed-workers", "--workers-kill-timeout", "2",
         ],
         directory=str(REPOSITORY),
         environment={**environment, "PROMETHEUS_MULTIPROC_DIR": metrics, "APPLICATION_NAME": name},

@@ -37,6 +37,8 @@ JITTER = 0.1
 NEAR = 0.5
 GREEDY = 0.7
 PROBE_SECONDS = 5.0
+# When nobody has asked for this long, the time for which an outage is bridged begins anew: nothing came to be moved.
+QUIET_SECONDS = 60.0
 
 
 class Priority(Enum):
@@ -85,6 +87,10 @@ class _View:
     rate: Mapping[str, float]
     stalled_since: float | None
 
+    def wait_seconds(self, since: int) -> float:
+        """Predict the wait of a transfer that comes after so many that are not in the reading."""
+        return max((waiting + since) / self.rate[stage] for stage, waiting in self.ahead.items())
+
 
 @dataclass
 class Gate:
@@ -100,8 +106,10 @@ class Gate:
         self._drains: dict[str, Drain] = {}
         self._view: _View | None = None
         self._admitted = 0
-        self._asked_at = self._began_at = time.monotonic()
         self._probe_at = 0.0
+        # When somebody first asked, last asked, and first asked after a long quiet time.
+        self._began_at: float | None = None
+        self._asked_at = self._noise_began_at = 0.0
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 
@@ -118,8 +126,12 @@ class Gate:
 
     def check(self, client: str, rows: int, priority: Priority) -> None:
         """Raise Overloaded if so many transfers would not be let in now; counts nothing."""
-        self._asked_at = time.monotonic()
-        if self._thread is None:
+        now = time.monotonic()
+        if now - self._asked_at > QUIET_SECONDS:
+            self._noise_began_at = now
+        self._asked_at = now
+        if self._began_at is None:
+            self._began_at = now
             self._start()
         retry_seconds, decision = self._decide(client, rows, priority)
         if retry_seconds is None:
@@ -128,15 +140,34 @@ class Gate:
         metrics.admission.labels(decision).inc(1)
         raise Overloaded(retry_after=retry_after(retry_seconds))
 
+    def turned_away(self) -> int | None:
+        """Say in how many seconds to come again if nobody at all would be let in now; counts such a refusal."""
+        view, now = self._view, time.monotonic()
+        if view is None:
+            return None
+        since = self._admitted - view.admitted
+        if now - view.at > GRACE_SECONDS:
+            seconds, decision = float(UNMEASURED_RETRY_SECONDS), "unmeasured"
+        elif view.stalled_since is not None:
+            full = max(view.ahead.values()) + since >= settings.BACKLOG_MAX
+            seconds, decision = (OUTAGE_RETRY_SECONDS if full else 0.0), "overloaded"
+        else:
+            seconds, decision = view.wait_seconds(since) - settings.PROMISE_SECONDS, "overloaded"
+        if seconds <= 0:
+            return None
+        self._asked_at = now
+        metrics.admission.labels(decision).inc()
+        return retry_after(seconds)
+
     def _decide(self, client: str, rows: int, priority: Priority) -> tuple[float | None, str]:
         now, view = time.monotonic(), self._view
         if view is None or now - view.at > GRACE_SECONDS:
-            known_at = self._began_at if view is None else view.at
+            known_at = view.at if view is not None else self._began_at or now
             return (UNMEASURED_RETRY_SECONDS if now - known_at > GRACE_SECONDS else None), "unmeasured"
         since = self._admitted - view.admitted
         if view.stalled_since is not None:
             return self._decide_in_outage(view, since, rows, now), "overloaded"
-        wait = max((n + since) / view.rate[stage] for stage, n in view.ahead.items())
+        wait = view.wait_seconds(since)
         bearable = settings.PROMISE_SECONDS * priority.value
         if wait > settings.PROMISE_SECONDS * NEAR and self.shares.is_greedy(client):
             bearable *= GREEDY
@@ -147,7 +178,7 @@ class Gate:
         ahead = max(view.ahead.values()) + since
         if ahead + rows > settings.BACKLOG_MAX:
             return OUTAGE_RETRY_SECONDS
-        if now - (view.stalled_since or now) <= settings.OUTAGE_ACCEPT_SECONDS:
+        if now - max(view.stalled_since or now, self._noise_began_at) <= settings.OUTAGE_ACCEPT_SECONDS:
             return None
         # Few transfers that stand still may be stuck by themselves: one more now and then shows whether others pass.
         if ahead < min(view.rate.values()) and now - self._probe_at > PROBE_SECONDS:
@@ -207,7 +238,7 @@ def retry_after(seconds: float) -> int:
 
 
 gate = Gate()
-admit, check = gate.admit, gate.check
+admit, check, turned_away = gate.admit, gate.check, gate.turned_away
 
 
 def watch(probe: Probe) -> None:

@@ -15,8 +15,10 @@ SMOOTHING_SECONDS = 2.0
 # A stage is busy while this much of its work waits: less may be what is in its hands.
 BUSY_SECONDS = 0.25
 BUSY_TRANSFERS_MIN = 100
-# With this long no progress although more and more waits, the stage stands still.
+# Without progress for this long although something new waits, the stage stands still.
 STALL_SECONDS = 2.0
+# So few that stand there all along may be stuck by themselves (a dead partition's): no outage.
+STUCK_TRANSFERS_MAX = 100
 RATE_MIN = 1.0
 
 
@@ -40,15 +42,15 @@ class Drain:
         self._busy: deque[Reading] = deque()
         self._recent: deque[Reading] = deque()
         self._last: Reading | None = None
-        # How much waited when the stage last moved: what stands there for good (a dead partition) is no outage.
+        # How much waited when the stage last moved, if it is so little that it may be stuck.
         self._level = 0
-        self._growing_since: float | None = None
+        self._still_since: float | None = None
 
     def observe(self, reading: Reading) -> None:
         """Take the next reading; readings come in the order of time."""
         last, self._last = self._last, reading
         if last is None:
-            self._level = reading.waiting
+            self._level = min(reading.waiting, STUCK_TRANSFERS_MAX)
         elif reading.done > last.done or reading.waiting < last.waiting:
             self._moved(reading)
         elif reading.waiting > self._level:
@@ -57,8 +59,8 @@ class Drain:
             self._learn(reading)
 
     def _moved(self, reading: Reading) -> None:
-        self._level = reading.waiting
-        self._growing_since = None
+        self._level = min(reading.waiting, STUCK_TRANSFERS_MAX)
+        self._still_since = None
         if self.stalled_since is not None:
             self.stalled_since = None
             self._busy.clear()
@@ -66,10 +68,10 @@ class Drain:
         self._rate_at_progress = self.rate
 
     def _stood_still(self, reading: Reading) -> None:
-        if self._growing_since is None:
-            self._growing_since = reading.at
-        if self.stalled_since is None and reading.at - self._growing_since >= STALL_SECONDS:
-            self.stalled_since = self._growing_since
+        if self._still_since is None:
+            self._still_since = reading.at
+        if self.stalled_since is None and reading.at - self._still_since >= STALL_SECONDS:
+            self.stalled_since = self._still_since
             # Nothing done in an outage is not what the stage can do: the rate of before counts when it is over.
             self.rate = self._rate_at_progress
 

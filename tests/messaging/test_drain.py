@@ -88,3 +88,12 @@ def test_one_more_transfer_that_does_not_move_is_an_outage() -> None:
         drain.observe(Reading(at, 8, 0))
 
     assert drain.stalled_since == 1.0
+
+
+def test_a_long_backlog_that_does_not_move_is_an_outage_from_the_first_reading_on() -> None:
+    drain = Drain(1000)
+
+    for at in (0.0, 1.0, 2.0, 3.0):
+        drain.observe(Reading(at, 45_000, 0))
+
+    assert drain.stalled_since == 1.0

@@ -1,0 +1,225 @@
+"""The door for granian (RSGI): a request reaches one of the few threads only when all of it is here.
+
+Bodies are gathered on the event loop, within a time and a size, so that a client who sends slowly costs a socket and no
+thread. Complete requests go to Django in a bounded pool; when its queue is full, 503 at once instead of a longer queue.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import resource
+import sys
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+from django.conf import settings
+from django.core.wsgi import get_wsgi_application
+
+from bankcore import metrics
+from bankcore.identifiers import new_id
+from bankcore.logs import accepted_request_id
+from bankcore.messaging import backpressure
+
+log = logging.getLogger(__name__)
+
+# Bodies up to this size are not counted: as many as there can be connections fit into memory.
+SMALL_BYTES = 64 * 1024
+# What all larger bodies that are being gathered may hold together, in one process.
+GATHERED_BYTES_MAX = 64 * 1024 * 1024
+THROWN_AWAY_BYTES_MAX = 64 * 1024 * 1024
+BUSY_RETRY_SECONDS = 1
+# When no transfer at all is let in, the answer is given here: a refusal must cost far less than an acceptance.
+INTAKE = frozenset({"/api/v1/transfers", "/api/v1/batches"})
+Environ = dict[str, Any]
+Headers = list[tuple[str, str]]
+
+
+class Exchange(Protocol):
+    """granian's HTTPProtocol, as far as it is used here."""
+
+    def __call__(self) -> Any: ...
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    def response_bytes(self, status: int, headers: Headers, body: bytes) -> None: ...
+    def response_stream(self, status: int, headers: Headers) -> Any: ...
+
+
+class Refusal(Exception):
+    """The request is answered here, without Django."""
+
+    def __init__(self, status: int, code: str, title: str, *, retry_after: int | None = None) -> None:
+        super().__init__(code)
+        self.status, self.code, self.title, self.retry_after = status, code, title, retry_after
+
+
+TOO_SLOW = Refusal(408, "body_too_slow", "The body did not arrive in time")
+BUSY = Refusal(503, "overloaded", "Too many requests are waiting", retry_after=BUSY_RETRY_SECONDS)
+TOO_LARGE = Refusal(413, "payload_too_large", "The body is too large")
+
+
+class Front:
+    """One per process. `application` is a WSGI callable that runs in `threads` threads."""
+
+    def __init__(self, application: Any, *, threads: int, queue_max: int) -> None:
+        self.application = application
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="web")
+        self._open_max = threads + queue_max
+        self._open = 0
+        self._gathered_bytes = 0
+
+    async def __rsgi__(self, scope: Any, exchange: Exchange) -> None:
+        """Answer one request."""
+        try:
+            environ = environ_of(scope)
+            environ["wsgi.input"] = BytesIO(await self._body(environ, exchange))
+            if self._open >= self._open_max:
+                raise BUSY
+            if scope.method == "POST" and scope.path in INTAKE and (seconds := backpressure.turned_away()) is not None:
+                raise Refusal(503, backpressure.Overloaded.code, backpressure.Overloaded.title, retry_after=seconds)
+        except Refusal as refusal:
+            metrics.front_refusals.labels(refusal.code).inc()
+            exchange.response_bytes(*_problem(refusal, scope))
+            return
+        self._open += 1
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._pool, self._answer, environ, exchange, loop)
+        finally:
+            self._open -= 1
+
+    async def _body(self, environ: Environ, exchange: Exchange) -> bytes:
+        """Gather the body. One that is larger than any call takes is thrown away: Django refuses it by its length."""
+        length = environ.get("CONTENT_LENGTH", "")
+        if "HTTP_TRANSFER_ENCODING" in environ:
+            size = SMALL_BYTES + 1
+        elif length.isascii() and length.isdigit():
+            size = int(length[:18])
+        else:
+            size = 0
+        if not size:
+            return b""
+        try:
+            async with asyncio.timeout(settings.BODY_SECONDS_MAX):
+                if size <= SMALL_BYTES:
+                    return bytes(await exchange())
+                if size <= settings.BATCH_BYTES_MAX:
+                    return await self._large_body(exchange)
+                await self._throw_away(exchange)
+                return b""
+        except TimeoutError:
+            raise TOO_SLOW from None
+
+    async def _throw_away(self, exchange: Exchange) -> None:
+        """Read on for a while, as a client that is still sending when the connection closes never sees the answer."""
+        seen = 0
+        async for chunk in exchange:
+            seen += len(chunk)
+            if seen > THROWN_AWAY_BYTES_MAX:
+                raise TOO_LARGE
+
+    async def _large_body(self, exchange: Exchange) -> bytes:
+        body = bytearray()
+        try:
+            async for chunk in exchange:
+                body += chunk
+                self._gathered_bytes += len(chunk)
+                if len(body) > settings.BATCH_BYTES_MAX:
+                    raise TOO_LARGE
+                if self._gathered_bytes > GATHERED_BYTES_MAX:
+                    raise BUSY
+        finally:
+            self._gathered_bytes -= len(body)
+        return bytes(body)
+
+    def _answer(self, environ: Environ, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> None:
+        """Run in a thread of the pool: let Django answer, and hand its answer over."""
+        began: list[tuple[int, Headers]] = []
+
+        def start_response(status: str, headers: Headers, *_: Any) -> None:
+            began.append((int(status[:3]), [(name.lower(), value) for name, value in headers]))
+
+        parts = self.application(environ, start_response)
+        try:
+            status, headers = began[0]
+            if getattr(parts, "streaming", False):
+                transport = exchange.response_stream(status, headers)
+                for piece in parts:
+                    asyncio.run_coroutine_threadsafe(_send(transport, piece), loop).result()
+            else:
+                exchange.response_bytes(status, headers, b"".join(parts))
+        finally:
+            if close := getattr(parts, "close", None):
+                close()
+
+
+async def _send(transport: Any, piece: bytes) -> None:
+    await transport.send_bytes(piece)
+
+
+def environ_of(scope: Any) -> Environ:
+    """Say what came in as a WSGI environment (PEP 3333)."""
+    server, _, port = scope.server.rpartition(":")
+    environ: Environ = {
+        "REQUEST_METHOD": scope.method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": unquote_to_bytes(scope.path).decode("latin-1"),
+        "QUERY_STRING": scope.query_string,
+        "SERVER_NAME": server,
+        "SERVER_PORT": port,
+        "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
+        "REMOTE_ADDR": scope.client.rpartition(":")[0],
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope.scheme,
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+    }
+    if scope.authority:
+        environ["HTTP_HOST"] = scope.authority
+    for name, value in scope.headers.items():
+        # A name with an underscore would pass for the one with a hyphen.
+        if "_" in name:
+            continue
+        key = name.upper().replace("-", "_")
+        key = key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
+        if key in environ and key != "HTTP_HOST":
+            value = f"{environ[key]}; {value}" if key == "HTTP_COOKIE" else f"{environ[key]},{value}"
+        environ[key] = value
+    return environ
+
+
+def _problem(refusal: Refusal, scope: Any) -> tuple[int, Headers, bytes]:
+    request_id = accepted_request_id(scope.headers.get("x-request-id") or "") or str(new_id())
+    content = {
+        "type": f"urn:bankcore:problem:{refusal.code}",
+        "title": refusal.title,
+        "status": refusal.status,
+        "detail": refusal.title,
+        "code": refusal.code,
+        "request_id": request_id,
+        "retryable": refusal.status in (408, 503),
+        "errors": [],
+    }
+    headers = [("content-type", "application/problem+json"), ("x-request-id", request_id)]
+    if refusal.retry_after is not None:
+        headers.append(("retry-after", str(refusal.retry_after)))
+    if refusal.status in (408, 413) and scope.http_version.startswith("1"):
+        # The rest of the body is not read.
+        headers.append(("connection", "close"))
+    return refusal.status, headers, json.dumps(content, separators=(",", ":")).encode()
+
+
+def make() -> Front:
+    """Make this process's front. Each client costs a file; take as many as the system lets us have."""
+    _, files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "bankcore.settings")
+    application: Callable[..., Any] = get_wsgi_application()
+    return Front(application, threads=settings.WEB_THREADS, queue_max=settings.WEB_QUEUE_MAX)
+
+
+application = make()

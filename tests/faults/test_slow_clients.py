@@ -1,0 +1,221 @@
+"""Clients that send slowly, send too much, or stop sending: they get an answer, and nobody else waits for them."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from compose import local
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BODY_SECONDS_MAX = 4
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[dict[str, Any]]:
+    environment = {"BODY_SECONDS_MAX": str(BODY_SECONDS_MAX), "PROMISE_SECONDS": "100000", "BACKLOG_MAX": "1000000"}
+    with local.stack(name="slow", roles={"web": 1}, environment=environment) as stack:
+        seeded = subprocess.run(
+            [sys.executable, "manage.py", "seed_demo", "--accounts", "2", "--opening-minor", "100000", "--json"],
+            cwd=ROOT,
+            env={**os.environ, **stack["environment"]},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        yield {**stack, "seed": json.loads(seeded.stdout)}
+
+
+@pytest.fixture
+def client(web: dict[str, Any]) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {web['seed']['token']}"}
+    with httpx.Client(base_url=f"{web['api']}/api/v1/", headers=headers, timeout=30) as client:
+        yield client
+
+
+def _head(web: dict[str, Any], length: int, path: str = "/api/v1/transfers", **more: str) -> bytes:
+    headers = {
+        "Host": "127.0.0.1",
+        "Authorization": f"Bearer {web['seed']['token']}",
+        "Idempotency-Key": str(uuid4()),
+        "Content-Type": "application/json",
+        "Content-Length": str(length),
+        **more,
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value)
+    return f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode()
+
+
+def _connect(web: dict[str, Any]) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(web["api"].rpartition(":")[2])), timeout=30)
+
+
+def _answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while chunk := connection.recv(65536):
+            received += chunk
+            if received.endswith(b"}"):
+                break
+    head, _, body = received.partition(b"\r\n\r\n")
+    return int(head[9:12]), json.loads(body)
+
+
+def _order(web: dict[str, Any]) -> dict[str, Any]:
+    debit, credit = web["seed"]["accounts"]
+    return {"debit_account": debit, "credit_account": credit, "amount_minor": 1, "currency": "EUR"}
+
+
+def test_two_hundred_slow_clients_hold_up_nobody(web: dict[str, Any], client: httpx.Client) -> None:
+    for _ in range(20):
+        # Each process connects to the database with its first request.
+        client.get("accounts", headers={"Connection": "close"})
+    slow = [_connect(web) for _ in range(200)]
+    for connection in slow:
+        connection.sendall(_head(web, 60_000) + b"{")
+    took, until = [], time.monotonic() + BODY_SECONDS_MAX - 1
+
+    while time.monotonic() < until:
+        began = time.monotonic()
+        answer = client.post("transfers", json=_order(web), headers={"Idempotency-Key": str(uuid4())})
+        took.append(time.monotonic() - began)
+        assert answer.status_code == 202
+        for connection in slow[:50]:
+            connection.sendall(b" ")
+
+    assert len(took) > 10
+    assert max(took) < 1
+    # Each of them is told, once its time is up.
+    answers = [_answer(connection) for connection in slow]
+    assert {(status, problem["code"], problem["retryable"]) for status, problem in answers} == {
+        (408, "body_too_slow", True)
+    }
+    for connection in slow:
+        connection.close()
+
+
+def test_a_body_that_comes_in_pieces_is_taken_whole(web: dict[str, Any]) -> None:
+    body = json.dumps(_order(web)).encode()
+    with _connect(web) as connection:
+        connection.sendall(_head(web, len(body)))
+        for place in range(0, len(body), 40):
+            time.sleep(0.05)
+            connection.sendall(body[place : place + 40])
+
+        status, transfer = _answer(connection)
+
+    assert (status, transfer["amount_minor"]) == (202, 1)
+
+
+def test_a_client_that_leaves_half_way_leaves_nothing(web: dict[str, Any], client: httpx.Client) -> None:
+    before = len(client.get("transfers", params={"page_size": 200}).json()["results"])
+    for _ in range(20):
+        with _connect(web) as connection:
+            connection.sendall(_head(web, 300) + b'{"debit_account"')
+
+    assert len(client.get("transfers", params={"page_size": 200}).json()["results"]) == before
+
+
+def _memory_bytes(web: dict[str, Any]) -> int:
+    """What all processes of web hold, by their proportional share."""
+    parents = json.loads(Path(web["file"]).read_text())["pids"]["web"]
+    found, total = list(parents), 0
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = entry.read_text().rpartition(")")[2].split()
+            if int(fields[1]) in parents:
+                found.append(int(entry.parent.name))
+    for pid in found:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) * 1024
+    return total
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_fifty_megabytes_are_refused_without_being_held(
+    web: dict[str, Any], client: httpx.Client, chunked: bool
+) -> None:
+    size, piece = 50_000_000, b" " * 65536
+    client.post("batches", json={"transfers": [_order(web)]})
+    before = _memory_bytes(web)
+
+    def send(_: int) -> tuple[int, dict[str, Any]]:
+        with _connect(web) as connection:
+            length = {"Content-Length": "", "Transfer-Encoding": "chunked"} if chunked else {}
+            connection.sendall(_head(web, size, "/api/v1/batches", **length))
+            with contextlib.suppress(ConnectionError):
+                for _ in range(size // len(piece)):
+                    connection.sendall(b"10000\r\n" + piece + b"\r\n" if chunked else piece)
+                connection.sendall(b"0\r\n\r\n" if chunked else b" " * (size % len(piece)))
+            return _answer(connection)
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(send, range(4)))
+
+    assert {(status, problem["code"]) for status, problem in answers} == {(413, "payload_too_large")}
+    assert _memory_bytes(web) - before < 50_000_000
+
+
+def test_a_batch_of_chunks_is_told_to_say_its_length(web: dict[str, Any]) -> None:
+    with _connect(web) as connection:
+        connection.sendall(_head(web, 0, "/api/v1/batches", **{"Content-Length": "", "Transfer-Encoding": "chunked"}))
+        connection.sendall(b"2\r\n{}\r\n0\r\n\r\n")
+
+        assert _answer(connection)[1]["code"] == "length_required"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/api/v1/transfers/%00", 404),
+        ("/api/v1/tr%61nsfers", 200),
+        ("/api/v1/transfers/%C3%A9%FF", 404),
+        ("/%2e/", 404),
+    ],
+)
+def test_odd_addresses_reach_django_as_they_were_meant(web: dict[str, Any], path: str, status: int) -> None:
+    lines = (f"GET {path} HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {web['seed']['token']}")
+    with _connect(web) as connection:
+        connection.sendall("\r\n".join((*lines, "Connection: close", "", "")).encode())
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+
+    assert int(received[9:12]) == status
+
+
+def test_pages_files_and_heads_are_served(web: dict[str, Any]) -> None:
+    with httpx.Client(base_url=web["api"], timeout=30) as browser:
+        page = browser.get("/admin/login/")
+        assert (page.status_code, "csrftoken" in page.cookies) == (200, True)
+        style = browser.get("/static/unfold/css/styles.css")
+        assert (style.status_code, len(style.content)) == (200, int(style.headers["Content-Length"]))
+        assert style.content
+        head = browser.head("/livez")
+        assert (head.status_code, head.content) == (200, b"")
+        assert browser.get("/metrics").status_code == 200
+
+
+def test_more_requests_than_can_wait_are_turned_away_at_once(web: dict[str, Any]) -> None:
+    """Nobody gets a broken connection: 202 or 503, and each 503 says when to come again."""
+
+    def send(_: int) -> int:
+        body = json.dumps(_order(web)).encode()
+        with _connect(web) as connection:
+            connection.sendall(_head(web, len(body)) + body)
+            return _answer(connection)[0]
+
+    with ThreadPoolExecutor(400) as pool:
+        statuses = set(pool.map(send, range(1200)))
+
+    assert statuses <= {202, 503}
+    assert 202 in statuses
