@@ -112,6 +112,13 @@ TASK_RETRY_SECONDS = env.float("TASK_RETRY_SECONDS", default=2.0)
 STUCK_SECONDS = env.float("STUCK_SECONDS", default=45.0)
 PAUSE_SECONDS_MAX = env.float("PAUSE_SECONDS_MAX", default=10.0)
 
+# Where parked work waits: the room of each task (bankcore/messaging/rooms.py).
+WAITING_ROOMS = dict.fromkeys(
+    ["transfers.check_risk", "transfers.post_transfers"], "transfers.unparking.ParkedTransfers"
+)
+# Above this, two people replay or discard a parked transfer; 0: always two.
+DESK_SECOND_PERSON_AMOUNT_MINOR = env.int("DESK_SECOND_PERSON_AMOUNT_MINOR", default=1_000_000)
+
 RISK_REVIEW_AMOUNT_MINOR = env.int("RISK_REVIEW_AMOUNT_MINOR", default=1_000_000)
 RISK_VELOCITY_COUNT = env.int("RISK_VELOCITY_COUNT", default=20_000)
 RISK_VELOCITY_WINDOW_SECONDS = env.int("RISK_VELOCITY_WINDOW_SECONDS", default=60)

@@ -1,6 +1,7 @@
 """What the world hears of a transfer: the events' names, and the facts behind them for whoever tells people."""
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -12,7 +13,9 @@ ACCEPTED = "transfer.accepted"
 APPROVED = "transfer.approved"
 
 
-def of_change(claimed: Claimed, change: Change, *, actor: str = "", notes: Sequence[str] = ()) -> NewEvent:
+def of_change(
+    claimed: Claimed, change: Change, *, actor: str = "", notes: Sequence[str] = (), due_at: datetime | None = None
+) -> NewEvent:
     """Make the event that tells a change of status: `transfer.<status>`."""
     data: dict[str, object] = {}
     if change.reason:
@@ -24,6 +27,7 @@ def of_change(claimed: Claimed, change: Change, *, actor: str = "", notes: Seque
         partition_key=str(claimed.debit_account),
         subject=str(claimed.id),
         data=data,
+        due_at=due_at,
         request_id=claimed.request_id,
         actor=actor,
     )

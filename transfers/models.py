@@ -147,6 +147,7 @@ class Review(models.Model):
     class Decision(models.TextChoices):
         APPROVE = "approve"
         DECLINE = "decline"
+        VOID = "void", "Void: the transfer was cancelled"
 
     transfer = models.OneToOneField(Transfer, primary_key=True, on_delete=models.PROTECT, related_name="review")
     reasons = models.JSONField(default=list)

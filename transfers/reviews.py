@@ -35,6 +35,8 @@ def decide(transfer_id: UUID, *, staff: AbstractBaseUser, decision: Review.Decis
     review = Review.objects.select_for_update(no_key=True).filter(pk=transfer_id).first()
     if review is None:
         raise NotFound("There is no review of this transfer.")
+    if review.decision == Review.Decision.VOID:
+        raise NotInReview
     if review.decision:
         raise ReviewAlreadyDecided
     if Transfer.objects.filter(pk=transfer_id, initiator=staff.pk).exists():

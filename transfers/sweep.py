@@ -12,7 +12,8 @@ log = logging.getLogger(__name__)
 SWEPT_MAX = 5000
 
 # The event that asks for a stage's work is named after the state it leaves the transfer in; a scheduled transfer's is
-# the one of its acceptance. Events that the relay still owes are left alone.
+# the one of its acceptance. Events that the relay still owes are left alone, and so are those that a
+# newer one of their kind (a replay, perhaps for later) has taken the place of.
 _SWEEP = """
 WITH stuck AS (
     SELECT t.id, CASE o.status WHEN 'approved' THEN 'transfer.approved' ELSE 'transfer.accepted' END AS type
@@ -27,6 +28,8 @@ UPDATE messaging_event AS e
   FROM stuck
  WHERE e.subject = stuck.id::text AND e.type = stuck.type
    AND e.published_at < statement_timestamp() - %s * interval '1 second'
+   AND NOT EXISTS (SELECT FROM messaging_event AS newer
+                    WHERE newer.subject = e.subject AND newer.type = e.type AND newer.id > e.id)
 """
 
 

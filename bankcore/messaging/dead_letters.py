@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import time
 import traceback
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 from celery import bootsteps
 from django.conf import settings
 from django.db import connection
+from django.db.models import QuerySet
+from django.db.models.functions import Now
 from kombu import Consumer, Exchange, Queue
 
-from bankcore.messaging.models import DeadLetter
+from bankcore.messaging import undelivered
+from bankcore.messaging.models import DeadLetter, DeskRequest
 
 log = logging.getLogger(__name__)
 
@@ -32,19 +36,71 @@ def park_work(*, task: str, subject: str, error: Exception, attempts: int) -> De
 
 
 def record_message(message: Any) -> DeadLetter:
-    """Keep a message nobody could handle: its raw bytes, its headers, and what the broker says of its death."""
+    """Keep a message nobody could handle: its bytes as they came, its headers, and the broker's word on its death."""
     headers = dict(message.headers or {})
-    death = (headers.get("x-death") or [{}])[0]
-    body = message.body if isinstance(message.body, bytes) else str(message.body).encode("utf-8", "replace")
+    deaths = headers.get("x-death")
+    death = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
+    body = _bytes_as_they_came(message)
+    envelope = {"properties": message.properties, "content_type": message.content_type}
+    kept = _plain({**headers, **envelope, "content_encoding": message.content_encoding})
     return DeadLetter.objects.create(
         task=str(headers.get("task", ""))[:128],
         queue=str(death.get("queue", headers.get("x-first-death-queue", "")))[:128],
         cause=f"undeliverable: {death.get('reason', headers.get('x-first-death-reason', 'unknown'))}"[:200],
-        headers=_plain({**headers, "properties": message.properties, "content_type": message.content_type}),
+        detail=undelivered.read(kept, body).why_not,
+        headers=kept,
         body=body,
         body_digest=hashlib.sha256(body).hexdigest(),
-        attempts=int(headers.get("x-delivery-count", 0) or 0),
+        attempts=_whole(headers.get("x-delivery-count")),
     )
+
+
+def close_about(subject: str, *, state: str, resolution: str, user_id: int | None = None) -> int:
+    """Resolve every open letter about `subject`, with what was asked of the desk about them; return how many.
+
+    Call inside the transaction that ended the subject's wait, after locking the subject.
+    """
+    return close(DeadLetter.objects.filter(subject=subject), state=state, resolution=resolution, user_id=user_id)
+
+
+def close(letters: "QuerySet[DeadLetter]", *, state: str, resolution: str, user_id: int | None) -> int:
+    """Resolve those of the letters that are open: each is resolved once, whoever comes at the same time."""
+    keys = list(letters.filter(state=DeadLetter.State.OPEN).order_by("pk").values_list("pk", flat=True))
+    if not keys:
+        return 0
+    closed = DeadLetter.objects.filter(pk__in=keys, state=DeadLetter.State.OPEN).update(
+        state=state, resolution=resolution[:500], resolved_by=user_id, resolved_at=Now()
+    )
+    DeskRequest.objects.filter(letter__in=keys, decision="").update(
+        decision=DeskRequest.Decision.VOID, decided_by=user_id, decided_at=Now()
+    )
+    return closed
+
+
+def keep_bytes(channel: Any) -> None:
+    """Let messages of this channel remember their body as it came over the wire: reading one decompresses it."""
+    kind = channel.Message
+
+    class AsItCame(kind):  # type: ignore[misc, valid-type]
+        def __init__(self, raw: Any, *args: Any, **options: Any) -> None:
+            super().__init__(raw, *args, **options)
+            if isinstance(raw, dict):
+                # The virtual transports carry text inside JSON.
+                wire = channel.decode_body(raw.get("body"), (raw.get("properties") or {}).get("body_encoding"))
+            else:
+                wire = raw.body
+            self.as_it_came = wire.encode("utf-8", "replace") if isinstance(wire, str) else bytes(wire or b"")
+
+    channel.Message = AsItCame
+
+
+def _bytes_as_they_came(message: Any) -> bytes:
+    body = getattr(message, "as_it_came", message.body)
+    return bytes(body) if isinstance(body, bytes | memoryview) else str(body).encode("utf-8", "replace")
+
+
+def _whole(value: Any) -> int:
+    return min(value, 2**31 - 1) if isinstance(value, int) and value > 0 else 0
 
 
 def _plain(value: Any) -> Any:
@@ -53,7 +109,7 @@ def _plain(value: Any) -> Any:
         return {str(k).replace("\x00", ""): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    if isinstance(value, bool | int | type(None)):
+    if isinstance(value, bool | int | type(None)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return str(value).encode("utf-8", "replace").decode().replace("\x00", "")
 
@@ -64,6 +120,7 @@ class DeadLetterStep(bootsteps.ConsumerStep):
     requires = ("celery.worker.consumer:Connection",)
 
     def get_consumers(self, channel: Any) -> list[Consumer]:
+        keep_bytes(channel)
         arguments = {"x-queue-type": "quorum"} if settings.BROKER_URL.startswith("amqp") else {}
         queue = Queue(
             "dead_letters",

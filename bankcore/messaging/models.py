@@ -2,7 +2,7 @@
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.functions import Now
 
 
@@ -67,6 +67,44 @@ class DeadLetter(models.Model):
 
     def __str__(self) -> str:
         return f"{self.cause} ({self.state})"
+
+
+class DeskRequest(models.Model):
+    """One person's wish to replay or discard a letter about much money; another person has to agree to it."""
+
+    class Action(models.TextChoices):
+        REPLAY = "replay"
+        DISCARD = "discard"
+
+    class Decision(models.TextChoices):
+        APPROVED = "approved"
+        WITHDRAWN = "withdrawn"
+        VOID = "void", "Void: the letter was resolved another way"
+
+    id = models.BigAutoField(primary_key=True)
+    letter = models.ForeignKey(DeadLetter, on_delete=models.PROTECT, related_name="requests")
+    action = models.CharField(max_length=8, choices=Action)
+    reason = models.CharField(max_length=500, blank=True, default="", db_default="")
+    requested_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    requested_at = models.DateTimeField(db_default=Now())
+    decision = models.CharField(max_length=9, choices=Decision, blank=True, default="", db_default="")
+    decided_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+    decided_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(fields=["letter"], condition=Q(decision=""), name="deskrequest_one_at_a_time"),
+            models.CheckConstraint(
+                condition=~Q(decision="approved") | (Q(decided_by__isnull=False) & ~Q(decided_by=F("requested_by"))),
+                name="deskrequest_second_person",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.action} of dead letter {self.letter_id}"
 
 
 class AuditEntry(models.Model):

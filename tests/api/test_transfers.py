@@ -6,15 +6,20 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
+from django.contrib.auth import get_user_model
 from django.db import OperationalError, connection, connections
 
 from accounts.models import Account
-from bankcore.messaging.models import Event
+from bankcore.messaging.models import DeadLetter, Event
 from tests.api.conftest import CUSTOMER_SCOPES, issue, written
 from transfers import intake, states, waiting
-from transfers.models import Transfer
+from transfers.errors import NotInReview
+from transfers.models import Review, Transfer
+from transfers.parking import park_transfer
+from transfers.reviews import decide
 from transfers.states import Change, Status
 
 
@@ -180,6 +185,32 @@ def test_a_transfer_is_cancelled_before_posting(bank: Any, path: list[Status]) -
         ("transfer.accepted", None),
         ("transfer.cancelled", "cancelled_by_client"),
     ]
+
+
+def test_cancelling_takes_the_transfer_out_of_the_review_queue(bank: Any) -> None:
+    transfer_id = bank.as_anna.order(bank.body()).json()["id"]
+    move(transfer_id, Status.IN_REVIEW)
+    Review.objects.create(transfer_id=transfer_id, reasons=["amount_over_limit"])
+
+    bank.as_anna.post(f"transfers/{transfer_id}/cancel")
+
+    review = Review.objects.get()
+    assert (review.decision, review.decided_by, review.note) == ("void", None, "Cancelled by shop.")
+    assert review.decided_at is not None
+    with pytest.raises(NotInReview):
+        decide(review.pk, staff=get_user_model().objects.get(), decision=Review.Decision.APPROVE)
+
+
+def test_cancelling_a_parked_transfer_closes_its_dead_letter(bank: Any) -> None:
+    ids = [bank.as_anna.order(bank.body()).json()["id"] for _ in range(2)]
+    for transfer_id in ids:
+        park_transfer(UUID(transfer_id), task="transfers.check_risk", error=KeyError("a bug"), attempts=4)
+
+    bank.as_anna.post(f"transfers/{ids[0]}/cancel")
+
+    letter, other = (DeadLetter.objects.get(subject=transfer_id) for transfer_id in ids)
+    assert (letter.state, letter.resolution, letter.resolved_by) == ("discarded", "Cancelled by shop.", None)
+    assert (other.state, other.resolved_at) == ("open", None)
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,12 @@ def check_risk(transfer_ids: Sequence[UUID]) -> int:
     after the provider outside (if there is one) has been asked: its slowness holds no lock.
     """
     verdicts = provider.ask(transfer_ids, _SCREENED) if provider.is_configured() else None
-    return _screen(transfer_ids, verdicts)
+    return screen(transfer_ids, verdicts)
 
 
 @transaction.atomic
-def _screen(transfer_ids: Sequence[UUID], verdicts: Mapping[UUID, Opinion] | None) -> int:
+def screen(transfer_ids: Sequence[UUID], verdicts: Mapping[UUID, Opinion] | None) -> int:
+    """Screen by our own rules and by what the provider said; None: there is no provider."""
     # A message proves nothing, least of all that a scheduled transfer's day has come.
     claimed = [c for c in claim(transfer_ids, status=_SCREENED) if not c.early]
     if not claimed:
