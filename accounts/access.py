@@ -14,6 +14,7 @@ from rest_framework.exceptions import AuthenticationFailed, NotAuthenticated
 from rest_framework.permissions import BasePermission
 
 from accounts.models import Account, ApiToken
+from bankcore import rate_limits
 from bankcore.errors import NotFound, ScopeMissing
 from bankcore.identifiers import parse_id
 
@@ -66,7 +67,11 @@ class BearerAuthentication(BaseAuthentication):
         digest = sha256(token.encode("utf-8", "replace")).digest()
         until, client = self._known.get(digest, (0.0, None))
         if client is None or until < time.monotonic():
-            client = _client_of(token)
+            try:
+                client = _client_of(token)
+            except AuthenticationFailed:
+                rate_limits.take("auth_failures", request.META.get("REMOTE_ADDR", "")).enforce()
+                raise
             if len(self._known) >= CACHED_TOKENS_MAX:
                 self._known.clear()
             self._known[digest] = (time.monotonic() + settings.TOKEN_CACHE_SECONDS, client)

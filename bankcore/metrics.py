@@ -25,6 +25,11 @@ batch_size = Histogram(
     "bankcore_batch_size", "Transfers a stage handled in one transaction.", ["stage"], buckets=_SIZES
 )
 admission = Counter("bankcore_admission", "Answers at the door.", ["decision"])
+rate_limits_alone = Gauge(
+    "bankcore_rate_limits_alone",
+    "1 while a process keeps rate limits by itself, as Redis is away.",
+    multiprocess_mode="livemax",
+)
 front_refusals = Counter("bankcore_front_refusals", "Requests answered before they reached a thread.", ["code"])
 predicted_wait = Gauge(
     "bankcore_predicted_wait_seconds",

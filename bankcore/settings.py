@@ -5,6 +5,7 @@ from pathlib import Path
 
 import environ
 from django.core.management.utils import get_random_secret_key
+from limits import parse as parse_limit
 
 from bankcore.topology import BREAKERS as BREAKERS
 from bankcore.topology import ROUTES, Topology
@@ -147,6 +148,15 @@ BACKLOG_MAX = env.int("BACKLOG_MAX", default=50_000)
 OUTAGE_ACCEPT_SECONDS = env.float("OUTAGE_ACCEPT_SECONDS", default=600.0)
 DRAIN_RATE_START = env.float("DRAIN_RATE_START", default=1000.0)
 CLIENT_WEIGHTS = env.dict("CLIENT_WEIGHTS", cast={"value": int}, default={})
+
+# Limits per client, such as 100/second or 5000/minute (bankcore/rate_limits.py); auth failures are per address.
+RATE_LIMITS = {
+    "transfers": parse_limit(env.str("RATE_LIMIT_TRANSFERS", default="1200000/minute")),
+    "auth_failures": parse_limit(env.str("RATE_LIMIT_AUTH_FAILURES", default="600/minute")),
+}
+RATE_LIMIT_CLIENTS = {
+    client: parse_limit(limit) for client, limit in env.dict("RATE_LIMIT_CLIENTS", default={}).items()
+}
 
 # Threads per web process: a quarter of them may wait for a transfer (`Prefer: wait`).
 WEB_THREADS = env.int("WEB_THREADS", default=4)

@@ -8,12 +8,33 @@ from drf_spectacular.plumbing import ResolvedComponent
 from rest_framework.renderers import JSONRenderer
 from rest_framework.views import APIView
 
+from bankcore import rate_limits
+from bankcore.rate_limits import Standing
+
 
 class View(APIView):
     """A view that speaks JSON whatever the caller's Accept header says, and names the scope of each of its methods."""
 
     http_method_names = ["get", "head", "post", "put", "patch", "delete"]
     metadata_class = None
+    # Set by a method that spends of a rate limit; goes out with every answer, refusals included.
+    standing: Standing | None = None
+
+    def spend(self, name: str, identity: str, cost: int = 1) -> None:
+        """Use up `cost` of the caller's rate limit of this name.
+
+        Raises:
+            RateLimited: it is used up.
+        """
+        self.standing = rate_limits.take(name, identity, cost)
+        self.standing.enforce()
+
+    def finalize_response(self, request: Any, response: Any, *args: Any, **kwargs: Any) -> Any:
+        response = super().finalize_response(request, response, *args, **kwargs)
+        if self.standing is not None:
+            for header, value in self.standing.headers.items():
+                response[header] = value
+        return response
 
     def perform_content_negotiation(self, request: Any, force: bool = False) -> Any:
         return JSONRenderer(), "application/json"

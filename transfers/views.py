@@ -32,6 +32,7 @@ from transfers.waiting import WAIT_SECONDS_MAX, wait_until_at_rest
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*([0-9]{1,4})\s*(?:$|[,;])")
+DRAFT = "draft-ietf-httpapi-ratelimit-headers-10"
 TIMELINE_EVENTS_MAX = 200
 PAGES = [OpenApiParameter("cursor", str), OpenApiParameter("page_size", int, description="1 to 200, 50 by default.")]
 FILTERS = [
@@ -41,8 +42,18 @@ FILTERS = [
 KEY = OpenApiParameter("Idempotency-Key", str, OpenApiParameter.HEADER, required=True)
 KEY_OPTIONAL = OpenApiParameter("Idempotency-Key", str, OpenApiParameter.HEADER)
 PREFER = OpenApiParameter("Prefer", str, OpenApiParameter.HEADER, description="`wait=N`: up to N (20) seconds.")
+# What says how to go on: sent with the answers that are named.
+HEADERS = [
+    OpenApiParameter(
+        "Retry-After", int, OpenApiParameter.HEADER, response=[202, 429, 503], description="Seconds to wait."
+    ),
+    *(
+        OpenApiParameter(name, str, OpenApiParameter.HEADER, response=[202, 429], description=f"As {DRAFT} has it.")
+        for name in ("RateLimit", "RateLimit-Policy")
+    ),
+]
 PROBLEMS = dict.fromkeys((400, 401, 403, 404, 503), Problem)
-ORDER_PROBLEMS = dict.fromkeys((409, 413, 415, 422), Problem) | PROBLEMS
+ORDER_PROBLEMS = dict.fromkeys((408, 409, 413, 415, 422, 429), Problem) | PROBLEMS
 
 
 def _idempotency_key(request: Any, *, required: bool) -> str | None:
@@ -89,12 +100,13 @@ class Transfers(View):
         operation_id="create_transfer",
         tags=["transfers"],
         description="Order a transfer. 202 means that it is durable; repeating key and body is safe.",
-        parameters=[KEY],
+        parameters=[KEY, *HEADERS],
         request=TransferOrder,
         responses={202: shapes.TransferShown, **ORDER_PROBLEMS},
     )
     def post(self, request: Any) -> HttpResponse:
         key = _idempotency_key(request, required=True) or ""
+        self.spend("transfers", request.user.namespace)
         admit(request.user.namespace, 1, Priority.INTERACTIVE)
         order = read_model(request, TransferOrder, settings.REQUEST_BYTES_MAX)
         done = accept_transfer(order, client=request.user, idempotency_key=key)
@@ -164,7 +176,11 @@ class Batches(View):
         operation_id="create_batch",
         tags=["batches"],
         description="Order up to 10,000 transfers at once: all or none (`atomic`), or those that can be taken.",
-        parameters=[KEY_OPTIONAL, OpenApiParameter("atomic", bool, description="For NDJSON and CSV; true by default.")],
+        parameters=[
+            KEY_OPTIONAL,
+            OpenApiParameter("atomic", bool, description="For NDJSON and CSV; true by default."),
+            *HEADERS,
+        ],
         request={
             "application/json": shapes.BatchOrderShown,
             "application/x-ndjson": OpenApiTypes.STR,
@@ -175,11 +191,16 @@ class Batches(View):
     def post(self, request: Any) -> HttpResponse:
         key = _idempotency_key(request, required=False)
         # Before the body is read, so that a refusal is cheap; its rows are known only afterwards.
+        self.spend("transfers", request.user.namespace)
         check(request.user.namespace, 1, Priority.BATCH)
         order = shapes.read_batch_order(request)
         if len(order.transfers) > settings.BATCH_TRANSFERS_MAX:
             raise BatchTooLarge(f"At most {settings.BATCH_TRANSFERS_MAX:,} transfers come in one batch.")
-        admit(request.user.namespace, len(order.transfers), priority_of(len(order.transfers)))
+        rows = len(order.transfers)
+        check(request.user.namespace, rows, priority_of(rows))
+        if rows > 1:
+            self.spend("transfers", request.user.namespace, rows - 1)
+        admit(request.user.namespace, rows, priority_of(rows))
         done = accept_batch(order.transfers, atomic=order.atomic, client=request.user, idempotency_key=key)
         content = shapes.show_batch(done.batch, done.status_counts)
         return _accepted(content, f"/api/v1/batches/{done.batch.id}", replayed=done.replayed)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 import redis
 from django.conf import settings
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class Shares:
                     socket_timeout=REDIS_TIMEOUT_SECONDS,
                     socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
                     decode_responses=True,
+                    retry=Retry(NoBackoff(), 0),
                 )
             pipeline = self._redis.pipeline(transaction=False)
             for bucket in buckets:

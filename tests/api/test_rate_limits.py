@@ -1,0 +1,143 @@
+"""Rate limits: one count for all processes, headers that say where a client stands, and a limit without Redis too."""
+
+import os
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from limits import parse
+
+from bankcore import metrics
+from bankcore.rate_limits import RateLimits, _until_room
+
+REDIS_URL = os.environ.get("REDIS_URL", "")
+
+
+@pytest.fixture
+def limit(settings: Any) -> Any:
+    def set_to(text: str, **clients: str) -> None:
+        settings.RATE_LIMITS = {**settings.RATE_LIMITS, "transfers": parse(text)}
+        settings.RATE_LIMIT_CLIENTS = {client: parse(own) for client, own in clients.items()}
+
+    return set_to
+
+
+def test_a_client_within_its_limit_is_told_where_it_stands(bank: Any, limit: Any) -> None:
+    limit("5/hour")
+
+    answers = [bank.as_anna.order(bank.body()) for _ in range(2)]
+
+    assert [a.status_code for a in answers] == [202, 202]
+    assert {a["RateLimit-Policy"] for a in answers} == {'"transfers";q=5;w=3600'}
+    assert [re.fullmatch(r'"transfers";r=(\d+);t=(\d+)', a["RateLimit"])[1] for a in answers] == ["4", "3"]  # type: ignore[index]
+
+
+def test_a_client_beyond_its_limit_waits_and_nobody_else_does(bank: Any, limit: Any, assert_refused: Any) -> None:
+    limit("2/hour")
+    for _ in range(2):
+        assert bank.as_anna.order(bank.body()).status_code == 202
+
+    answer = bank.as_anna.order(bank.body())
+
+    problem = assert_refused(answer, 429, "rate_limited", before=(2, 0, 2))
+    assert problem["retryable"]
+    assert 1 <= int(answer["Retry-After"]) <= 7200
+    assert answer["RateLimit"].startswith('"transfers";r=0;t=')
+    other = bank.body(debit_account=str(bank.brunos.id), credit_account=str(bank.annas.id))
+    assert bank.as_bruno.order(other).status_code == 202
+
+
+def test_a_batch_costs_its_rows(bank: Any, limit: Any, assert_refused: Any) -> None:
+    limit("5/hour")
+    assert bank.as_anna.post("batches", {"transfers": [bank.body()] * 3}).status_code == 202
+
+    assert_refused(
+        bank.as_anna.post("batches", {"transfers": [bank.body()] * 3}), 429, "rate_limited", before=(3, 1, 3)
+    )
+    # One went on looking at the batch; one is left for a single transfer.
+    assert bank.as_anna.order(bank.body()).status_code == 202
+
+
+def test_a_client_may_have_a_limit_of_its_own(bank: Any, limit: Any) -> None:
+    limit("1/hour", **{f"shop@{bank.anna.id.hex[-12:]}": "3/hour"})
+
+    assert [bank.as_anna.order(bank.body()).status_code for _ in range(4)] == [202, 202, 202, 429]
+
+
+def test_wrong_tokens_are_limited_per_address(bank: Any, settings: Any) -> None:
+    settings.RATE_LIMITS = {**settings.RATE_LIMITS, "auth_failures": parse("3/day")}
+    wrong = type(bank.as_anna)("A" * 8 + "." + "b" * 32)
+
+    assert {wrong.get("accounts").status_code for _ in range(10)} == {401, 429}
+    assert bank.as_anna.get("accounts").status_code == 200
+
+
+def test_processes_share_one_count(limit: Any) -> None:
+    limit("1000/hour")
+    processes, client = [RateLimits(REDIS_URL) for _ in range(4)], str(uuid4())
+
+    def use(number: int) -> int:
+        return processes[number % 4].take("transfers", client).retry_seconds is None
+
+    with ThreadPoolExecutor(8) as pool:
+        let_in = sum(pool.map(use, range(1500)))
+
+    # What is left in leases of other processes at the end is all that may be missing.
+    assert 900 <= let_in <= 1000
+
+
+def test_most_requests_ask_nobody(limit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit("6000/minute")
+    process, client = RateLimits(REDIS_URL), str(uuid4())
+    process.take("transfers", client)
+    asked = []
+    ask = process._ask
+    monkeypatch.setattr(process, "_ask", lambda *words: (asked.append(words), ask(*words))[1])
+
+    for _ in range(300):
+        process.take("transfers", client)
+
+    assert len(asked) <= 15
+
+
+def test_the_limit_holds_without_redis(limit: Any, caplog: pytest.LogCaptureFixture) -> None:
+    limit("50/hour")
+    process, client = RateLimits("redis://127.0.0.1:1/0"), str(uuid4())
+
+    began = time.monotonic()
+    standings = [process.take("transfers", client) for _ in range(60)]
+
+    assert sum(s.retry_seconds is None for s in standings) == 50
+    assert time.monotonic() - began < 2
+    assert caplog.text.count("Redis is away") == 1
+    assert metrics.rate_limits_alone._value.get() == 1
+
+
+@pytest.mark.parametrize(
+    ("window", "cost", "seconds"),
+    [
+        ((0, 0.0, 50, 110.0), 1, 0),
+        ((0, 0.0, 100, 110.0), 1, 50 + 0.6),
+        ((100, 30.0, 50, 90.0), 1, 0.6),
+        ((100, 30.0, 90, 90.0), 1, 24.6),
+        ((100, 30.0, 100, 90.0), 100, 30 + 60),
+    ],
+)
+def test_retry_after_is_when_there_is_room_again(
+    window: tuple[int, float, int, float], cost: int, seconds: float
+) -> None:
+    assert _until_room(parse("100/minute"), window, cost) == pytest.approx(seconds)
+
+
+def test_the_limit_is_open_again_when_it_said(limit: Any) -> None:
+    limit("10/second")
+    process, client = RateLimits(REDIS_URL), str(uuid4())
+    while (standing := process.take("transfers", client)).retry_seconds is None:
+        pass
+
+    time.sleep(standing.retry_seconds + 0.05)
+
+    assert process.take("transfers", client).retry_seconds is None
