@@ -155,7 +155,8 @@ class Side(asyncio.Protocol):
             counts["swallowed"] += len(data)
             return
         moment = self._moment(data, weather)
-        if moment == 0 and not self._waiting and self.other.transport is not None:
+        is_clear = weather.mode is not Mode.CUT and moment == 0
+        if is_clear and not self._waiting and self.other.transport is not None:
             self.other.transport.write(data)
             return
         self._enqueue(moment, data)
