@@ -166,6 +166,8 @@ class Side(asyncio.Protocol):
         self.transport = None
         if self.other.transport is None:
             self.connection.forget()
+            if self.other.was_connected:
+                return
         if weather.mode is Mode.HALF_OPEN:
             # The other end never hears of it: what it has is half a connection.
             self.connection.lost_bytes = True
