@@ -5,7 +5,6 @@ One relay is active (it holds an advisory lock); others stand by and take over w
 
 import logging
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -15,6 +14,7 @@ from django.db import connection
 
 from bankcore import metrics
 from bankcore.messaging.broker import declare_topology
+from bankcore.messaging.gathering import Gathering
 from bankcore.messaging.publisher import Publisher, TaskMessage
 
 log = logging.getLogger(__name__)
@@ -26,11 +26,6 @@ EVENTS_MAX = 8000
 SLEEP_SECONDS_MAX = 1.0
 STANDBY_SECONDS = 1.0
 BUSY_SECONDS = 0.002
-# Above this many events in a window the relay lets some more gather before it looks again: every message costs each
-# stage a transaction, whether it carries one id or hundreds. A lone transfer never waits for company.
-GATHER_WINDOW_SECONDS = 0.1
-GATHER_EVENTS_MIN = 15
-GATHER_SECONDS = 0.01
 BACKOFF_SECONDS_MAX = 5.0
 
 _DUE = """
@@ -53,9 +48,7 @@ class Relay:
     def __init__(self, stop: threading.Event) -> None:
         self.stop = stop
         self.publisher: Publisher | None = None
-        self._window_began = 0.0
-        self._window_events = 0
-        self._streaming = False
+        self.gathering = Gathering()
 
     def run(self) -> None:
         backoff = 0.1
@@ -96,16 +89,8 @@ class Relay:
             metrics.retries.labels("relay", "not_taken").inc()
             self.stop.wait(0.2)
             self._redeclare()
-        elif self._is_streaming(len(rows)) and len(rows) < EVENTS_MAX:
-            self.stop.wait(GATHER_SECONDS)
-
-    def _is_streaming(self, events: int) -> bool:
-        now = time.monotonic()
-        if now - self._window_began > GATHER_WINDOW_SECONDS:
-            self._streaming = self._window_events >= GATHER_EVENTS_MIN
-            self._window_began, self._window_events = now, 0
-        self._window_events += events
-        return self._streaming
+        elif (pause := self.gathering.seconds_to_wait(len(rows))) and len(rows) < EVENTS_MAX:
+            self.stop.wait(pause)
 
     def deliver(self, database: psycopg.Connection, rows: Sequence[Row]) -> int:
         """Publish the events and mark what the broker confirmed; return how many events it did not take.
