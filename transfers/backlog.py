@@ -8,15 +8,15 @@ from bankcore.messaging.backpressure import Measured
 from bankcore.messaging.drain import LAG_SECONDS
 
 # Above this many waiting the count stops; from there on arrivals and departures are added up.
-COUNT_MAX = 200_000
+COUNT_MAX = 100_000
 # More new events than this are counted in part, and the part is taken for the whole.
-EVENTS_READ_MAX = 20_000
+EVENTS_READ_MAX = 10_000
 
-# Open transfers have a small table of their own; the counts are bounded whatever waits there.
+# Open transfers have a small table of their own; the count is bounded whatever waits there.
 _WAITING = f"""
-SELECT (SELECT count(*) FROM (SELECT 1 FROM transfers_opentransfer WHERE status = 'accepted' LIMIT {COUNT_MAX}) AS a),
-       (SELECT count(*) FROM (SELECT 1 FROM transfers_opentransfer WHERE status = 'approved' LIMIT {COUNT_MAX}) AS a),
+SELECT count(*) FILTER (WHERE status = 'accepted'), count(*) FILTER (WHERE status = 'approved'),
        coalesce((SELECT id FROM messaging_event ORDER BY id DESC LIMIT 1), 0)
+  FROM (SELECT status FROM transfers_opentransfer WHERE status IN ('accepted', 'approved') LIMIT {COUNT_MAX}) AS waiting
 """  # noqa: S608
 _HAPPENED = "SELECT type, count(*) FROM messaging_event WHERE id > %s::bigint AND id <= %s::bigint GROUP BY type"
 _LIMIT = "SELECT set_config('statement_timeout', '2s', false)"
@@ -32,7 +32,8 @@ class Backlog:
         self._edges: deque[tuple[float, int]] = deque()
         self._counted_to: int | None = None
         self._happened: Counter[str] = Counter()
-        self._capped: dict[str, int] = {}
+        # Waiting for risk, and in all, while more wait than are counted.
+        self._beyond: tuple[int, int] | None = None
 
     def read(self) -> Measured:
         """Read what is in front of a new transfer at each stage, and how many each has done since the first reading.
@@ -44,10 +45,9 @@ class Backlog:
         ((accepted, approved, newest),) = fetch_all(_WAITING)
         self._edges.append((now, newest))
         new = self._count(now)
-        accepted = self._beyond_the_cap("accepted", accepted, new["transfer.accepted"] - _sum(new, _LEFT_RISK))
-        approved = self._beyond_the_cap("approved", approved, new["transfer.approved"] - new["transfer.posted"])
+        risk, total = self._follow(accepted, accepted + approved, new)
         return Measured(
-            waiting={"risk": accepted, "posting": accepted + approved},
+            waiting={"risk": risk, "posting": total},
             done={"risk": _sum(self._happened, _LEFT_RISK), "posting": _sum(self._happened, _LEFT_POSTING)},
         )
 
@@ -65,12 +65,18 @@ class Backlog:
         self._happened.update(new)
         return new
 
-    def _beyond_the_cap(self, status: str, counted: int, growth: int) -> int:
-        if counted < COUNT_MAX:
-            self._capped.pop(status, None)
-            return counted
-        self._capped[status] = max(counted, self._capped.get(status, counted) + growth)
-        return self._capped[status]
+    def _follow(self, risk: int, total: int, new: Counter[str]) -> tuple[int, int]:
+        """Take the counts as they are, or where they stopped at the cap add up what has come and gone since."""
+        if total < COUNT_MAX:
+            self._beyond = None
+            return risk, total
+        if self._beyond is not None:
+            risk, total = self._beyond
+            risk += new["transfer.accepted"] - _sum(new, _LEFT_RISK)
+            total += new["transfer.accepted"] - _sum(new, _LEFT_POSTING)
+        total = max(total, COUNT_MAX)
+        self._beyond = min(max(risk, 0), total), total
+        return self._beyond
 
 
 def _sum(counts: Counter[str], kinds: tuple[str, ...]) -> int:

@@ -9,6 +9,7 @@ import pytest
 from transfers import backlog
 from transfers.backlog import Backlog
 from transfers.posting import post_transfers
+from transfers.risk.screening import check_risk
 
 pytestmark = pytest.mark.django_db
 
@@ -58,22 +59,24 @@ def test_a_backlog_beyond_the_cap_is_followed_by_what_happens(
     accounts: Any, make_transfer: Any, later: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backlog, "COUNT_MAX", 3)
-    monkeypatch.setattr(backlog, "_WAITING", backlog._WAITING.replace("200000", "3"))
+    monkeypatch.setattr(backlog, "_WAITING", backlog._WAITING.replace("100000", "3"))
     alice, bob = accounts(1000, 0)
     reader = Backlog()
-    ids = [make_transfer(alice, bob).id for _ in range(5)]
-    assert reader.read().waiting["posting"] == 3
+    ids = [make_transfer(alice, bob, status="accepted").id for _ in range(5)]
+    assert reader.read().waiting == {"risk": 3, "posting": 3}
     later()
     reader.read()
 
-    ids += [make_transfer(alice, bob).id for _ in range(4)]
+    ids += [make_transfer(alice, bob, status="accepted").id for _ in range(4)]
+    check_risk(ids[:2])
     post_transfers(ids[:1])
     reader.read()
     later()
 
-    assert reader.read().waiting["posting"] == 6
+    assert reader.read().waiting == {"risk": 5, "posting": 6}
+    check_risk(ids[:8])
     post_transfers(ids[:8])
-    assert reader.read().waiting["posting"] == 1
+    assert reader.read().waiting == {"risk": 1, "posting": 1}
 
 
 def test_a_reading_is_three_statements(accounts: Any, make_transfer: Any, statements: list[str], later: Any) -> None:
