@@ -121,7 +121,8 @@ SELECT count(*), min(due_at)
          WHERE published_at IS NULL AND due_at <= statement_timestamp() ORDER BY id LIMIT {COUNT_MAX}) AS owed
 """  # noqa: S608
 _OPEN_DEAD_LETTERS = f"""
-SELECT count(*) FROM (SELECT id FROM messaging_deadletter WHERE state = 'open' ORDER BY id LIMIT {COUNT_MAX}) AS letters
+SELECT count(*), (SELECT created_at FROM messaging_deadletter WHERE state = 'open' ORDER BY id LIMIT 1)
+  FROM (SELECT id FROM messaging_deadletter WHERE state = 'open' ORDER BY id LIMIT {COUNT_MAX}) AS letters
 """  # noqa: S608
 _CLOSED_DEAD_LETTERS = f"""
 SELECT state, count(*)
@@ -158,12 +159,16 @@ def _outbox() -> Iterator[Metric]:
 
 
 def _dead_letters() -> Iterator[Metric]:
-    numbers = {"replayed": 0, "discarded": 0, "open": fetch_all(_OPEN_DEAD_LETTERS)[0][0]}
+    number, since = fetch_all(_OPEN_DEAD_LETTERS)[0]
+    numbers = {"replayed": 0, "discarded": 0, "open": number}
     numbers.update(fetch_all(_CLOSED_DEAD_LETTERS))
     family = GaugeMetricFamily("bankcore_dead_letters", "Dead letters by what became of them.", labels=["state"])
     for state, number in numbers.items():
         family.add_metric([state], number)
     yield family
+    yield GaugeMetricFamily(
+        "bankcore_dead_letters_oldest_seconds", "How long the oldest open dead letter waits.", value=_age(since)
+    )
 
 
 def _books() -> Iterator[Metric]:

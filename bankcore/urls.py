@@ -18,6 +18,7 @@ urlpatterns = [
     path("api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
     path("api/v1/", include("accounts.urls")),
     path("api/v1/", include("transfers.urls")),
+    path("api/v1/", include("bankcore.messaging.urls")),
 ]
 
 handler400 = "bankcore.api.bad_request"

@@ -40,4 +40,10 @@ def test_every_call_of_the_contract_is_documented() -> None:
         ("GET", "/api/v1/accounts/{account_id}"),
         ("GET", "/api/v1/accounts/{account_id}/entries"),
         ("GET", "/api/v1/accounts/{account_id}/balance"),
+        ("GET", "/api/v1/dead-letters"),
+        ("GET", "/api/v1/dead-letters/{letter_id}"),
+        ("POST", "/api/v1/dead-letters/replay"),
+        ("POST", "/api/v1/dead-letters/{letter_id}/replay"),
+        ("POST", "/api/v1/dead-letters/{letter_id}/discard"),
+        ("POST", "/api/v1/dead-letters/{letter_id}/approve"),
     } <= documented

@@ -1,11 +1,13 @@
 """What machines ask: alive, ready, and the numbers, whether the database is there or not."""
 
 import time
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 from django.db import OperationalError, connection
 from django.test import Client
+from django.utils import timezone
 from prometheus_client.parser import text_string_to_metric_families
 
 from bankcore import health
@@ -18,6 +20,7 @@ DATABASE_METRICS = {
     "bankcore_outbox_events",
     "bankcore_outbox_oldest_seconds",
     "bankcore_dead_letters",
+    "bankcore_dead_letters_oldest_seconds",
     "bankcore_books_violations",
     "bankcore_books_proved_timestamp_seconds",
 }
@@ -177,3 +180,12 @@ def test_closed_dead_letters_are_counted_by_state(client: Client) -> None:
 
     counts = [found["bankcore_dead_letters", state] for state in ("open", "replayed", "discarded")]
     assert counts == [1, 2, 0]
+
+
+@pytest.mark.django_db
+def test_the_age_of_the_oldest_open_dead_letter_is_a_metric(client: Client) -> None:
+    now = timezone.now()
+    for state, hours in (("discarded", 9), ("open", 2), ("open", 1)):
+        DeadLetter.objects.create(cause="Boom", state=state, created_at=now - timedelta(hours=hours))
+
+    assert 7200 <= scrape(client)["bankcore_dead_letters_oldest_seconds", ""] < 7300
