@@ -27,7 +27,13 @@ class Event(models.Model):
     class Meta:
         ordering = ["-id"]
         indexes = [
-            models.Index(fields=["id"], condition=Q(published_at=None), name="event_outbox"),
+            # What the relay owes the broker, in two parts: see messaging/due.py, whose conditions are these.
+            models.Index(fields=["id"], condition=Q(published_at=None, due_at__lte=F("created_at")), name="event_owed"),
+            models.Index(
+                fields=["due_at", "id"],
+                condition=Q(published_at=None, due_at__gt=F("created_at")),
+                name="event_put_off",
+            ),
             models.Index(fields=["subject", "id"], name="event_subject"),
         ]
 

@@ -15,6 +15,8 @@ from bankcore import metrics
 log = logging.getLogger(__name__)
 
 CONFIRM_SECONDS_MAX = 10.0
+# A wave is sent in milliseconds; one that takes this long was sent by a process that was frozen in the middle of it.
+SEND_SECONDS_MAX = 2.0
 COMPRESS_BYTES_MIN = 2048
 _IDS_BYTES = 39  # One quoted UUID and its comma.
 
@@ -46,6 +48,8 @@ class Publisher:
         self._tag = 0
         self._failed: list[TaskMessage] = []
         self._returned: set[str] = set()
+        # Queues that nobody has declared; whoever declares them empties it.
+        self.unroutable: set[str] = set()
         self._keys: dict[int, str] = {}
         if amqp:
             self.channel.confirm_select()
@@ -62,7 +66,10 @@ class Publisher:
         """
         self._failed.clear()
         self._returned.clear()
+        deadline = time.monotonic() + SEND_SECONDS_MAX
         for message in messages:
+            if time.monotonic() > deadline:
+                raise TimeoutError("stopped in the middle of a wave: another relay may be active")
             self._send(message)
         if self.confirms:
             self._await_confirms()
@@ -119,6 +126,7 @@ class Publisher:
 
     def _on_return(self, error: Any, exchange: str, routing_key: str, message: Any) -> None:
         self._returned.add(message.properties.get("message_id", ""))
+        self.unroutable.add(routing_key)
         metrics.unroutable.labels(routing_key).inc()
         log.error("no queue takes messages for %s on exchange %s: is the topology declared?", routing_key, exchange)
 

@@ -1,10 +1,12 @@
 """The relay: carry committed events to the broker, in id order per queue, and mark them once the broker has them.
 
-One relay is active (it holds an advisory lock); others stand by and take over when its database session ends.
+One relay is active (it holds an advisory lock); others stand by and take over when its database session ends, be it
+that the relay died, was frozen, or hangs (messaging/lease.py).
 """
 
 import logging
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -14,7 +16,9 @@ from django.db import connection
 
 from bankcore import metrics
 from bankcore.messaging.broker import declare_topology
+from bankcore.messaging.due import DueEvents, Row
 from bankcore.messaging.gathering import Gathering
+from bankcore.messaging.lease import Lease
 from bankcore.messaging.publisher import Publisher, TaskMessage
 
 log = logging.getLogger(__name__)
@@ -26,12 +30,11 @@ EVENTS_MAX = 8000
 SLEEP_SECONDS_MAX = 1.0
 STANDBY_SECONDS = 1.0
 BUSY_SECONDS = 0.002
+# While a queue refuses, looking again costs more: what waits for it is looked through.
+BUSY_SECONDS_REFUSED = 0.05
+REDECLARE_SECONDS = 1.0
 BACKOFF_SECONDS_MAX = 5.0
 
-_DUE = """
-SELECT id, type, partition_key, subject, attempt FROM messaging_event
- WHERE published_at IS NULL AND due_at <= clock_timestamp() ORDER BY id LIMIT %s
-"""
 # A worker can have the message, fail, and make the event due again before the broker's confirm is here: that next
 # attempt is not what was published, so only the attempt that was read is marked.
 _MARK = """
@@ -39,7 +42,6 @@ UPDATE messaging_event AS e SET published_at = clock_timestamp()
   FROM unnest(%b::bigint[], %b::int[]) AS sent(id, attempt)
  WHERE e.id = sent.id AND e.attempt = sent.attempt AND e.published_at IS NULL
 """
-Row = tuple[int, str, str, str, int]
 
 
 class Relay:
@@ -49,6 +51,9 @@ class Relay:
         self.stop = stop
         self.publisher: Publisher | None = None
         self.gathering = Gathering()
+        self.due = DueEvents(EVENTS_MAX)
+        self.lease: Lease | None = None
+        self._redeclare_at = 0.0
 
     def run(self) -> None:
         backoff = 0.1
@@ -58,10 +63,14 @@ class Relay:
                     if not self._become_active(database):
                         return
                     log.info("relay is active")
-                    while not self.stop.is_set():
-                        self.step(database)
-                        backoff = 0.1
+                    self.lease = Lease(database)
+                    with self.lease.kept():
+                        while not self.stop.is_set():
+                            self.lease.extend()
+                            self.step(database)
+                            backoff = 0.1
             except psycopg.Error as error:
+                self.lease = None
                 log.warning("database is away, trying again in %.1f s: %s", backoff, error)
                 self.stop.wait(backoff)
                 backoff = min(backoff * 2, BACKOFF_SECONDS_MAX)
@@ -69,7 +78,7 @@ class Relay:
 
     def step(self, database: psycopg.Connection) -> None:
         """Deliver what is due, or sleep until something may be."""
-        rows: list[Row] = database.execute(_DUE, (EVENTS_MAX,), prepare=True).fetchall()
+        rows = self.due.read(database)
         if not rows:
             self._sleep(database)
             return
@@ -85,10 +94,8 @@ class Relay:
             self.stop.wait(0.5)
             return
         if unsent:
-            # A full queue (reject-publish) or a missing one: wait a little, and make sure that the queues exist.
             metrics.retries.labels("relay", "not_taken").inc()
-            self.stop.wait(0.2)
-            self._redeclare()
+            self._redeclare(self._publisher().unroutable)
         elif (pause := self.gathering.seconds_to_wait(len(rows))) and len(rows) < EVENTS_MAX:
             self.stop.wait(pause)
 
@@ -98,23 +105,30 @@ class Relay:
         Each wave holds at most one message per queue, and a queue that refused one gets nothing more this time: so a
         failure cannot let later events of a partition overtake earlier ones.
         """
-        attempts = {row[0]: row[4] for row in rows}
+        attempts = {row.id: row.attempt for row in rows}
         # Events that no queue hears of (account.opened) are delivered by being there.
-        self._mark(database, [row[0] for row in rows if row[1] not in settings.TOPOLOGY_ROUTES], attempts)
+        self._mark(database, [row.id for row in rows if row.type not in settings.TOPOLOGY_ROUTES], attempts)
         lanes = _lanes(rows)
         waves = max((len(lane) for lane in lanes.values()), default=0)
         refused: set[str] = set()
         unsent = 0
         for number in range(waves):
             wave = [lane[number] for queue, lane in lanes.items() if len(lane) > number and queue not in refused]
+            if not wave:
+                break
+            if self.lease is not None:
+                self.lease.confirm()
             taken = self._publisher().publish(wave)
             self._mark(database, [event_id for message in taken for event_id in message.event_ids], attempts)
             for message in taken:
                 metrics.published.labels(message.queue.partition("-")[0]).inc(len(message.event_ids))
             taken_queues = {message.queue for message in taken}
             for message in wave:
-                if message.queue not in taken_queues:
+                if message.queue in taken_queues:
+                    self.due.accept(message.queue)
+                else:
                     refused.add(message.queue)
+                    self.due.refuse(message.queue)
                     unsent += len(message.event_ids)
         return unsent
 
@@ -132,7 +146,11 @@ class Relay:
             self.publisher.close()
             self.publisher = None
 
-    def _redeclare(self) -> None:
+    def _redeclare(self, unroutable: set[str]) -> None:
+        if not unroutable or time.monotonic() < self._redeclare_at:
+            return
+        unroutable.clear()
+        self._redeclare_at = time.monotonic() + REDECLARE_SECONDS
         try:
             declare_topology()
         except Exception as error:
@@ -159,11 +177,12 @@ class Relay:
     def _sleep(self, database: psycopg.Connection) -> None:
         if not _scalar(database, "SELECT pg_try_advisory_lock(%s)", ASLEEP_LOCK):
             # Someone is between writing an event and committing it, and will not notify: look again very soon.
-            self.stop.wait(BUSY_SECONDS)
+            self.stop.wait(BUSY_SECONDS if self.due.wait_seconds() is None else BUSY_SECONDS_REFUSED)
             return
         try:
-            if not database.execute(_DUE, (1,), prepare=True).fetchone():
-                for _ in database.notifies(timeout=SLEEP_SECONDS_MAX, stop_after=1):
+            if not self.due.read(database):
+                seconds = min(SLEEP_SECONDS_MAX, self.due.wait_seconds() or SLEEP_SECONDS_MAX)
+                for _ in database.notifies(timeout=seconds, stop_after=1):
                     break
         finally:
             database.execute("SELECT pg_advisory_unlock(%s)", (ASLEEP_LOCK,))
@@ -173,17 +192,18 @@ def _lanes(rows: Sequence[Row]) -> dict[str, list[TaskMessage]]:
     """Sort events into messages of at most MESSAGE_IDS_MAX ids, per queue, in id order."""
     topology, routes, ids_max = settings.TOPOLOGY, settings.TOPOLOGY_ROUTES, settings.MESSAGE_IDS_MAX
     lanes: dict[str, list[TaskMessage]] = defaultdict(list)
-    for event_id, event_type, partition_key, subject, _ in rows:
-        route = routes.get(event_type)
+    for row in rows:
+        route = routes.get(row.type)
         if route is None:
             continue
-        lane = lanes[topology.queue_of(route, partition_key)]
+        queue = topology.queue_of(route, row.partition_key)
+        lane = lanes[queue]
         last = lane[-1] if lane else None
         if last is None or len(last.ids) >= ids_max or last.task != route.task:
-            last = TaskMessage(queue=topology.queue_of(route, partition_key), task=route.task, ids=[], event_ids=[])
+            last = TaskMessage(queue=queue, task=route.task, ids=[], event_ids=[])
             lane.append(last)
-        last.ids.append(subject if route.carries == "subject" else event_id)
-        last.event_ids.append(event_id)
+        last.ids.append(row.subject if route.carries == "subject" else row.id)
+        last.event_ids.append(row.id)
     return lanes
 
 

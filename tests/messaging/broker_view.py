@@ -1,7 +1,11 @@
 """A broker to look into, and bounded waiting."""
 
+import json
+import os
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from kombu import Connection, Queue
@@ -16,6 +20,24 @@ def eventually(check: Callable[[], Any], seconds: float = 15.0) -> Any:
     while not (answer := check()) and time.monotonic() < deadline:
         time.sleep(0.02)
     return answer
+
+
+def control_broker(*arguments: str) -> str:
+    """Run rabbitmqctl against the private RabbitMQ of this test run, and return what it says."""
+    folder = Path(os.environ["BANKCORE_STACK"]).parent
+    broker = json.loads((folder / "programs.json").read_text())["rabbitmq"]
+    cookie = json.loads((folder / "secrets.json").read_text())["broker_cookie"]
+    control = Path(broker["arguments"][0]).resolve().parent / "rabbitmqctl"
+    environment = {**os.environ, **broker["environment"], "HOME": broker["directory"]}
+    answer = subprocess.run(
+        [str(control), "--erlang-cookie", cookie, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return answer.stdout
 
 
 class Broker:

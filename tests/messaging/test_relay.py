@@ -9,6 +9,7 @@ from django.db import connection
 from django.utils import timezone
 from kombu import Exchange, Queue
 
+from bankcore.messaging import due as due_module
 from bankcore.messaging import outbox, relay
 from bankcore.messaging.models import Event
 from bankcore.messaging.outbox import NewEvent
@@ -45,7 +46,9 @@ class Stepping:
 
 
 @pytest.fixture
-def stepping(broker):
+def stepping(broker, monkeypatch):
+    # A queue that refused is tried again with the next step.
+    monkeypatch.setattr(due_module, "HOLD_SECONDS_MIN", 0.0)
     stepping = Stepping()
     yield stepping
     stepping.close()

@@ -141,7 +141,8 @@ def test_the_database_is_asked_once_a_second(
 @pytest.mark.parametrize(
     ("sql", "index"),
     [
-        (health._OUTBOX, "event_outbox"),
+        (health._OUTBOX, "event_owed"),
+        (health._OUTBOX, "event_put_off"),
         (health._OPEN_DEAD_LETTERS, "deadletter_open"),
     ],
 )

@@ -1,0 +1,70 @@
+"""A relay's lease on being the active one: its database session, kept alive only while the process runs and gets on.
+
+The session holds the advisory lock. PostgreSQL ends it when nothing was asked for LEASE_SECONDS (idle_session_timeout),
+so a relay that is frozen, or hangs, loses the lock without anybody deciding so. A relay that is merely busy with the
+broker asks from a thread.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 3.0
+ASK_SECONDS = 0.75
+# Longer than anything the relay does in one step with a broker that is ill.
+STEP_SECONDS_MAX = 60.0
+
+
+class Lease:
+    """The lease on one session. `extend` says that the relay gets on; `confirm` that it still holds it."""
+
+    def __init__(self, database: psycopg.Connection) -> None:
+        self._database = database
+        self._extended_at = self._confirmed_at = time.monotonic()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep the session from being idle until the block ends."""
+        self._database.execute(f"SET idle_session_timeout = {int(LEASE_SECONDS * 1000)}")
+        # A backend that sends to a frozen process waits in the network, where no other limit reaches it.
+        self._database.execute(f"SET tcp_user_timeout = {int(LEASE_SECONDS * 1000)}")
+        ended = threading.Event()
+        thread = threading.Thread(target=self._keep, args=(ended,), name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def extend(self) -> None:
+        self._extended_at = time.monotonic()
+
+    def confirm(self) -> None:
+        """Make sure that the session is alive, if it was not asked anything just before.
+
+        A relay that was frozen and goes on finds out here, before it publishes what another has published since.
+
+        Raises:
+            psycopg.Error: it is not; somebody else may be active.
+        """
+        if time.monotonic() - self._confirmed_at > ASK_SECONDS / 2:
+            self._database.execute("SELECT 1")
+        self._confirmed_at = time.monotonic()
+
+    def _keep(self, ended: threading.Event) -> None:
+        while not ended.wait(ASK_SECONDS):
+            if time.monotonic() - self._extended_at > STEP_SECONDS_MAX:
+                log.error("the relay has not got on for %.0f s: it lets its lease run out", STEP_SECONDS_MAX)
+                return
+            try:
+                self._database.execute("SELECT 1")
+            except psycopg.Error:
+                # The relay finds out with its next statement.
+                return

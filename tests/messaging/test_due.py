@@ -1,0 +1,154 @@
+"""What the relay reads: cheap however much waits for later, and not blocked by a queue that refuses."""
+
+import json
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from kombu import Exchange, Queue
+
+from bankcore.messaging import due, outbox, relay
+from bankcore.messaging.outbox import NewEvent
+from tests.messaging.test_relay import Stepping
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+FUTURE = 200_000
+BACKLOG = 100_000
+
+
+def fill(number, due_at, published_at="NULL", event_type="transfer.accepted", created_at="now()"):
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""INSERT INTO messaging_event (type, partition_key, subject, created_at, due_at, published_at)
+                SELECT '{event_type}', n::text, n::text, {created_at}, {due_at}, {published_at}
+                  FROM generate_series(1, {number}) AS n"""  # noqa: S608
+        )
+        cursor.execute("ANALYZE messaging_event")
+
+
+def buffers(database):
+    """Pages touched by one read of what is due, with the plan a prepared statement settles on."""
+    limit = relay.EVENTS_MAX
+    database.execute("SET plan_cache_mode = force_generic_plan")
+    parameters = (due.SETTLED, 0, limit, due.SETTLED, due._LONG_AGO, 0, limit)
+    ((plan,),) = database.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + due.DUE, parameters, prepare=True)
+    plan = plan if isinstance(plan, list) else json.loads(plan)
+    return plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"]
+
+
+@pytest.fixture
+def stepping(broker, monkeypatch):
+    monkeypatch.setattr(due, "HOLD_SECONDS_MIN", 0.0)
+    monkeypatch.setattr(relay, "EVENTS_MAX", 50)
+    stepping = Stepping()
+    yield stepping
+    stepping.close()
+
+
+def test_two_hundred_thousand_events_of_next_month_cost_the_relay_nothing():
+    fill(BACKLOG, "now()", published_at="now()")
+    fill(FUTURE, "now() + interval '30 days'")
+    outbox.record([NewEvent("transfer.accepted", "a", "now"), NewEvent("transfer.accepted", "a", "then")])
+    outbox.defer(["transfer.accepted"], "then", -0.001)
+    stepping = Stepping()
+
+    rows = stepping.relay.due.read(stepping.database)
+
+    assert [row.subject for row in rows] == ["now", "then"]
+    assert buffers(stepping.database) < 60
+    stepping.close()
+
+
+def test_what_comes_due_is_read_with_the_rest_in_the_order_of_ids():
+    outbox.record([NewEvent("transfer.accepted", "a", str(n)) for n in range(4)])
+    for subject in ("1", "2"):
+        outbox.defer(["transfer.accepted"], subject, 0 if subject == "2" else 60)
+    stepping = Stepping()
+
+    assert [row.subject for row in stepping.relay.due.read(stepping.database)] == ["0", "2", "3"]
+    stepping.close()
+
+
+def key_of(settings, queue):
+    """A partition key whose transfers are screened in this queue."""
+    route = settings.TOPOLOGY_ROUTES["transfer.accepted"]
+    return next(key for key in map(str, range(200)) if settings.TOPOLOGY.queue_of(route, key) == queue)
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_a_full_queue_does_not_starve_the_others_and_keeps_its_order(stepping, broker, settings, monkeypatch, settled):
+    """Ten times as much waits for the full queue as a read takes; the others get theirs, old and new."""
+    settings.MESSAGE_IDS_MAX = 10
+    if settled:
+        monkeypatch.setattr(due, "SETTLED", timedelta(0))
+    full, other = "risk-0", "risk-1"
+    key, other_key = key_of(settings, full), key_of(settings, other)
+    tiny = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    broker.delete(full)
+    Queue(
+        full,
+        Exchange("bank", type="topic", no_declare=True),
+        routing_key=full,
+        queue_arguments=tiny,
+        channel=broker.channel,
+    ).declare()
+    try:
+        outbox.record([NewEvent("transfer.accepted", key, f"full {n}") for n in range(500)])
+        outbox.record([NewEvent("transfer.accepted", other_key, "behind them")])
+        got = []
+        for step in range(4):
+            stepping.step()
+            outbox.record([NewEvent("transfer.accepted", other_key, f"new {step}")])
+        stepping.step()
+
+        reached = [subject for _, ids in broker.calls(other) for subject in ids]
+        assert reached == ["behind them", *[f"new {step}" for step in range(4)]]
+        # The queue takes one message at a time from here on: all of it comes, in order.
+        for _ in range(200):
+            got += [subject for _, ids in broker.calls(full) for subject in ids]
+            if len(got) == 500:
+                break
+            stepping.step()
+        assert got == [f"full {n}" for n in range(500)]
+    finally:
+        broker.delete(full)
+
+
+def test_a_part_that_is_passed_over_is_read_again_when_its_queue_takes_messages(broker, settings, monkeypatch):
+    monkeypatch.setattr(due, "SETTLED", timedelta(0))
+    monkeypatch.setattr(due, "HOLD_SECONDS_MIN", 60.0)
+    monkeypatch.setattr(due, "HOLD_SECONDS_MAX", 60.0)
+    key, other_key = key_of(settings, "risk-0"), key_of(settings, "risk-1")
+    outbox.record([NewEvent("transfer.accepted", key, str(n)) for n in range(30)])
+    outbox.record([NewEvent("transfer.accepted", other_key, "other")])
+    stepping, events = Stepping(), due.DueEvents(10)
+    events.refuse("risk-0")
+
+    def read():
+        return [row.subject for row in events.read(stepping.database)]
+
+    assert read() == ["other"]
+    assert read() == ["other"]
+    assert events._passed.id > 0
+    outbox.record([NewEvent("transfer.accepted", other_key, "newer")])
+    assert read() == ["other", "newer"]
+    # On trial: the oldest of its events, and none from behind the part that is passed over.
+    events._holds["risk-0"].until = 0.0
+    assert read() == [*map(str, range(10)), "other", "newer"]
+    events.accept("risk-0")
+    assert read() == [*map(str, range(10))]
+    stepping.close()
+
+
+def test_an_event_that_may_still_be_overtaken_is_not_passed_over(settings):
+    """Younger than SETTLED: another event with a smaller id may yet be committed between those that were read."""
+    key = key_of(settings, "risk-0")
+    outbox.record([NewEvent("transfer.accepted", key, str(n)) for n in range(30)])
+    stepping, events = Stepping(), due.DueEvents(10)
+    events.refuse("risk-0")
+
+    events.read(stepping.database)
+
+    assert events._passed == due.Place()
+    stepping.close()
