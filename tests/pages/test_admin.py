@@ -139,7 +139,8 @@ def test_a_dead_letter_shows_its_traceback_and_headers(desk: Client, rows: Simpl
 
     assert "Traceback:\n  line 1" in text
     assert "x-death" in text
-    assert "[[&quot;\\xff&quot;]]" in text
+    assert "00000000  5b 5b 22 ff 22 5d 5d" in text
+    assert "Cannot be replayed." in text
 
 
 def test_what_came_from_outside_is_escaped(desk: Client, accounts: SimpleNamespace) -> None:

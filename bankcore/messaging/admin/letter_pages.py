@@ -1,64 +1,79 @@
-"""Staff pages of dead letters."""
+"""Staff pages of the dead-letter desk: what waits, what a replay would come to, and buttons that call the verbs."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from django.contrib import admin
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin import helpers
+from django.db import OperationalError
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from unfold.decorators import display
+from unfold.decorators import action, display
+from unfold.enums import ActionVariant
+from unfold.forms import BaseDialogForm
+from unfold.widgets import UnfoldAdminTextareaWidget
 
-from bankcore.messaging.admin.event_pages import TIMELINE_MAX, timeline
+from bankcore.messaging import desk
+from bankcore.messaging.admin.audit_pages import audit_trail
+from bankcore.messaging.admin.event_pages import timeline
+from bankcore.messaging.admin.letter_facts import asked_for, body_text, forecasts, requests
+from bankcore.messaging.admin.letter_filters import AgeFilter, CauseFilter, KindFilter, StateFilter
+from bankcore.messaging.forecasts import foresee
 from bankcore.messaging.models import DeadLetter
 from bankcore.pages import Panel, ReadOnlyAdmin, moment, page_link, preformatted, pretty_json
 
-BODY_SHOWN_BYTES_MAX = 4096
+SELECTED_MAX = 100
 
 
-def dead_letters(subject: Any) -> Panel:
-    """Every time work on a subject could not be done."""
-    letters = DeadLetter.objects.filter(subject=str(subject)).defer("body", "detail")[:TIMELINE_MAX]
-    return Panel(
-        title="Dead letters",
-        headers=["When (UTC)", "Cause", "State", "Task", "Attempts"],
-        rows=[
-            [
-                moment(letter.created_at),
-                page_link("messaging_deadletter", letter.pk, letter.cause),
-                letter.get_state_display(),
-                letter.task,
-                letter.attempts,
-            ]
-            for letter in letters
-        ],
-        empty="None: every attempt found its end.",
-    )
+def _reason_field() -> forms.CharField:
+    return forms.CharField(
+        label="Reason", min_length=3, max_length=140, strip=True, widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
+        help_text="Kept with the letter and in the audit log; the customer does not see it.",
+    )  # fmt: skip
 
 
-class OpenFilter(admin.SimpleListFilter):
-    title = "state"
-    parameter_name = "state"
+class ReplayForm(BaseDialogForm):
+    """Shows what would happen before it is asked for."""
 
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return list(DeadLetter.State.choices)
+    form_before_template = "pages/forecast.html"
 
-    def queryset(self, request: HttpRequest, queryset: "QuerySet[DeadLetter]") -> "QuerySet[DeadLetter]":
-        return queryset.filter(state=self.value()) if self.value() in DeadLetter.State.values else queryset
+    def get_before_template_context(self, request: HttpRequest, object_id: int | str | None = None) -> dict[str, Any]:
+        return {"panel": _foreseen([int(object_id or 0)])}
+
+
+class DiscardForm(BaseDialogForm):
+    reason = _reason_field()
+
+
+class SelectedForm(forms.Form):
+    pass
+
+
+class SelectedDiscardForm(SelectedForm):
+    reason = _reason_field()
 
 
 @admin.register(DeadLetter)
 class DeadLetterAdmin(ReadOnlyAdmin):
     list_display = ["id", "state_label", "cause", "task", "queue", "subject", "attempts", "when"]
-    list_filter = [OpenFilter]
+    list_filter = [StateFilter, KindFilter, AgeFilter, CauseFilter]
     list_select_related = ["resolved_by"]
     search_fields = ["id", "subject"]
     search_help_text = "A dead letter's number, or the whole id of a transfer."
     fieldsets = [
         (None, {"fields": ["state_label", "cause", "task", "queue", "subject", "attempts", "when"]}),
         ("What went wrong", {"fields": ["shown_detail"]}),
-        ("The message", {"fields": ["shown_headers", "shown_body", "body_digest"]}),
+        ("The message", {"fields": ["asked", "shown_headers", "shown_body", "body_digest"]}),
         ("Resolution", {"fields": ["resolved", "resolved_by", "resolution"]}),
     ]
+    actions = ["replay_selected", "dry_run_selected", "discard_selected"]
+    actions_detail = ["replay", "dry_run", "discard", "approve_replay", "approve_discard", "withdraw"]
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[DeadLetter]":
         letters = super().get_queryset(request)
@@ -68,7 +83,150 @@ class DeadLetterAdmin(ReadOnlyAdmin):
         )  # fmt: skip
 
     def panels(self, obj: DeadLetter) -> list[Panel]:
-        return [timeline(obj.subject)] if obj.subject else []
+        panels = [requests(obj), audit_trail(obj.pk)]
+        return [timeline(obj.subject), *panels] if obj.subject else panels
+
+    def has_resolve_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return request.user.has_perm("messaging.change_deadletter")
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        """Offer what can be done now: nothing with a resolved letter, approval only of what somebody else asked for."""
+        letter = self.get_object(request, str(object_id))
+        if letter is None or letter.state != DeadLetter.State.OPEN:
+            return []
+        wanted = {"replay", "dry_run", "discard"}
+        if (pending := desk.pending_request(letter)) is not None:
+            others = pending.requested_by_id != request.user.pk
+            wanted = {"dry_run", "withdraw", *([f"approve_{pending.action}"] if others else [])}
+        actions = super().get_actions_detail(request, object_id)
+        return [one for one in actions if one.action_name.removeprefix("messaging_deadletter_") in wanted]
+
+    @action(
+        description="Replay", icon="replay", url_path="replay", permissions=["resolve"], variant=ActionVariant.SUCCESS,
+        dialog={
+            "title": "Replay this letter?", "form_class": ReplayForm, "form_submit_text": "Replay",
+            "description": "The work goes on where it stopped. Much money takes a second person.",
+        },
+    )  # fmt: skip
+    def replay(self, request: HttpRequest, form: ReplayForm, object_id: str) -> HttpResponse:
+        return self._do(request, object_id, lambda key, actor: desk.replay(key, actor=actor))
+
+    @action(description="Dry run", icon="visibility", url_path="dry-run", permissions=["resolve"])
+    def dry_run(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        for row in _foreseen([int(object_id)]).rows:
+            said = f"A replay would now {row[1]}. {'' if row[2] == '-' else row[2]} {'' if row[3] == '-' else row[3]}"
+            self.message_user(request, f"{said.strip()} It takes {row[4]}.", messages.INFO)
+        return redirect("admin:messaging_deadletter_change", object_id)
+
+    @action(
+        description="Discard", icon="delete_sweep", url_path="discard", permissions=["resolve"],
+        variant=ActionVariant.DANGER,
+        dialog={
+            "title": "Discard this letter?", "form_class": DiscardForm, "form_submit_text": "Discard",
+            "description": "A parked transfer is rejected as discarded_by_staff, for good. The letter is kept.",
+        },
+    )  # fmt: skip
+    def discard(self, request: HttpRequest, form: DiscardForm, object_id: str) -> HttpResponse:
+        reason = form.cleaned_data["reason"]
+        return self._do(request, object_id, lambda key, actor: desk.discard(key, reason=reason, actor=actor))
+
+    @action(
+        description="Approve the replay", icon="done_all", url_path="approve-replay", permissions=["resolve"],
+        variant=ActionVariant.SUCCESS,
+        dialog={"title": "Approve this replay, as the second person?", "form_class": ReplayForm,
+                "form_submit_text": "Approve the replay"},
+    )  # fmt: skip
+    def approve_replay(self, request: HttpRequest, form: ReplayForm, object_id: str) -> HttpResponse:
+        return self._do(request, object_id, lambda key, actor: desk.approve(key, action="replay", actor=actor))
+
+    @action(
+        description="Approve the discard", icon="done_all", url_path="approve-discard", permissions=["resolve"],
+        variant=ActionVariant.DANGER,
+        dialog={"title": "Approve this discard, as the second person?", "form_class": BaseDialogForm,
+                "description": "A parked transfer is rejected as discarded_by_staff, for good.",
+                "form_submit_text": "Approve the discard"},
+    )  # fmt: skip
+    def approve_discard(self, request: HttpRequest, form: BaseDialogForm, object_id: str) -> HttpResponse:
+        return self._do(request, object_id, lambda key, actor: desk.approve(key, action="discard", actor=actor))
+
+    @action(
+        description="Withdraw the request", icon="undo", url_path="withdraw", permissions=["resolve"],
+        dialog={"title": "Take the request back, or turn it down?", "form_class": BaseDialogForm,
+                "form_submit_text": "Withdraw"},
+    )  # fmt: skip
+    def withdraw(self, request: HttpRequest, form: BaseDialogForm, object_id: str) -> HttpResponse:
+        return self._do(request, object_id, _withdrawn)
+
+    def _do(
+        self, request: HttpRequest, object_id: str, verb: Callable[[int, desk.Actor], desk.Outcome]
+    ) -> HttpResponse:
+        self._tell(request, [desk.attempt(lambda: verb(int(object_id), desk.actor_of(request.user)), int(object_id))])
+        address = reverse("admin:messaging_deadletter_change", args=[object_id])
+        return HttpResponse(headers={"HX-Redirect": address})
+
+    @admin.action(description="Replay the selected letters", permissions=["resolve"])
+    def replay_selected(self, request: HttpRequest, queryset: "QuerySet[DeadLetter]") -> HttpResponse | None:
+        return self._selected(
+            request, queryset, "replay_selected", "Replay", SelectedForm,
+            lambda keys, actor, given: desk.replay_each(keys, actor=actor),
+        )  # fmt: skip
+
+    @admin.action(description="Dry run of the selected letters", permissions=["resolve"])
+    def dry_run_selected(self, request: HttpRequest, queryset: "QuerySet[DeadLetter]") -> HttpResponse | None:
+        return self._selected(request, queryset, "replay_selected", "Replay", None, lambda keys, actor, given: [])
+
+    @admin.action(description="Discard the selected letters", permissions=["resolve"])
+    def discard_selected(self, request: HttpRequest, queryset: "QuerySet[DeadLetter]") -> HttpResponse | None:
+        return self._selected(
+            request, queryset, "discard_selected", "Discard", SelectedDiscardForm,
+            lambda keys, actor, given: [
+                desk.attempt(lambda key=key: desk.discard(key, reason=given["reason"], actor=actor), key)
+                for key in keys
+            ],
+        )  # fmt: skip
+
+    def _selected(
+        self,
+        request: HttpRequest,
+        queryset: "QuerySet[DeadLetter]",
+        name: str,
+        word: str,
+        form_class: type[SelectedForm] | None,
+        verb: Callable[[list[int], desk.Actor, Any], Sequence[desk.Outcome]],
+    ) -> HttpResponse | None:
+        """Show what would come of it and ask once more; do it when the answer comes back."""
+        keys = list(queryset.order_by("pk").values_list("pk", flat=True)[: SELECTED_MAX + 1])
+        if len(keys) > SELECTED_MAX:
+            self.message_user(request, f"At most {SELECTED_MAX} at a time.", messages.ERROR)
+            return None
+        form = (form_class or SelectedForm)(request.POST if form_class and "confirmed" in request.POST else None)
+        if form_class and form.is_valid():
+            self._tell(request, verb(keys, desk.actor_of(request.user), form.cleaned_data))
+            return None
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"{word} {len(keys)} letter(s)?",
+            "opts": self.opts,
+            "form": form,
+            "keys": keys,
+            "checkbox": helpers.ACTION_CHECKBOX_NAME,
+            "action": name,
+            "decision": word,
+            "panel": _foreseen(keys),
+        }
+        return TemplateResponse(request, "pages/resolve_selected.html", context)
+
+    def _tell(self, request: HttpRequest, outcomes: Sequence[desk.Outcome]) -> None:
+        done: dict[str, int] = {}
+        for one in outcomes:
+            if one.outcome == "refused":
+                link = page_link("messaging_deadletter", one.letter, f"Letter {one.letter}")
+                self.message_user(request, format_html("{}: {}", link, one.detail), messages.ERROR)
+            else:
+                done[one.outcome] = done.get(one.outcome, 0) + 1
+        for outcome, number in done.items():
+            level = messages.WARNING if outcome == "awaiting_approval" else messages.SUCCESS
+            self.message_user(request, f"{number} letter(s) {_SAID[outcome]}.", level)
 
     @display(description="state", label={"open": "danger", "replayed": "success", "discarded": "info"})
     def state_label(self, letter: DeadLetter) -> str:
@@ -82,9 +240,13 @@ class DeadLetterAdmin(ReadOnlyAdmin):
     def resolved(self, letter: DeadLetter) -> str:
         return moment(letter.resolved_at)
 
-    @display(description="traceback")
+    @display(description="traceback, or why it cannot be read")
     def shown_detail(self, letter: DeadLetter) -> SafeString | str:
         return preformatted(letter.detail)
+
+    @display(description="asked for")
+    def asked(self, letter: DeadLetter) -> str:
+        return asked_for(letter) or "-"
 
     @display(description="headers")
     def shown_headers(self, letter: DeadLetter) -> SafeString | str:
@@ -92,7 +254,25 @@ class DeadLetterAdmin(ReadOnlyAdmin):
 
     @display(description="body")
     def shown_body(self, letter: DeadLetter) -> SafeString | str:
-        body = bytes(letter.body or b"")
-        text = body[:BODY_SHOWN_BYTES_MAX].decode("utf-8", errors="backslashreplace")
-        more = len(body) - BODY_SHOWN_BYTES_MAX
-        return preformatted(f"{text}\n... and {more:,} bytes more" if more > 0 else text)
+        return preformatted(body_text(letter))
+
+
+_SAID = {
+    "replayed": "replayed",
+    "discarded": "discarded",
+    "withdrawn": "free again: the request is withdrawn",
+    "awaiting_approval": "wait for a second person, who has to approve",
+}
+
+
+def _withdrawn(key: int, actor: desk.Actor) -> desk.Outcome:
+    desk.withdraw(key, actor=actor)
+    return desk.Outcome(key, "withdrawn")
+
+
+def _foreseen(keys: Sequence[int]) -> Panel:
+    try:
+        return forecasts(foresee(keys))
+    except OperationalError:
+        busy = "The accounts are busy at the moment, so nothing can be foreseen. Try again."
+        return Panel(title="What a replay would come to now", headers=[], rows=[], empty=busy)
