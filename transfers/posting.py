@@ -8,9 +8,8 @@ from django.utils import timezone
 
 from accounts import ledger
 from bankcore import metrics
-from bankcore.messaging import outbox
 from transfers import events
-from transfers.states import Change, Claimed, Status, claim, move
+from transfers.states import Change, Claimed, Status, claim
 
 
 @transaction.atomic
@@ -28,8 +27,7 @@ def post_transfers(transfer_ids: Sequence[UUID]) -> int:
     changes = [_change(c, outcomes.get(c.id, "expired")) for c in claimed]
 
     # From here on every transfer has its answer: the entries are already written.
-    move(claimed, changes)
-    outbox.record(events.of_changes(claimed, changes))
+    events.move_and_tell(claimed, changes)
     transaction.on_commit(lambda: _measure(claimed, changes))
     return len(claimed)
 

@@ -8,12 +8,11 @@ from django.db import transaction
 from django.utils import timezone
 
 from bankcore import metrics
-from bankcore.messaging import outbox
 from transfers import events
 from transfers.models import Review
 from transfers.risk import facts, provider
 from transfers.risk.rules import Limits, Opinion, Outcome, assess
-from transfers.states import Change, Claimed, Status, claim, move
+from transfers.states import Change, Claimed, Status, claim
 
 _SCREENED = (Status.ACCEPTED, Status.SCHEDULED)
 
@@ -42,14 +41,9 @@ def screen(transfer_ids: Sequence[UUID], verdicts: Mapping[UUID, Opinion] | None
     ]
     changes = [_change(c, outcome) for c, (outcome, _) in zip(claimed, assessed, strict=True)]
 
-    move(claimed, changes)
-    _open_reviews(changes, [reasons for _, reasons in assessed])
-    outbox.record(
-        [
-            events.of_change(c, change, notes=reasons)
-            for c, change, (_, reasons) in zip(claimed, changes, assessed, strict=True)
-        ]
-    )
+    notes = [reasons for _, reasons in assessed]
+    events.move_and_tell(claimed, changes, notes)
+    _open_reviews(changes, notes)
     transaction.on_commit(lambda: _measure(claimed, changes))
     return len(claimed)
 
