@@ -156,15 +156,29 @@ class ApiToken(AbstractAPIKey):
 
 
 class Proof(models.Model):
-    """One run of the books proof: what was checked, and how many violations each check named (none is good)."""
+    """One run of the books proof: what was checked, and how many violations each check named (none is good).
+
+    An increment also says what earlier proofs named: only a full proof that finds nothing makes it go away.
+    """
+
+    class Kind(models.TextChoices):
+        FULL = "full"
+        INCREMENT = "increment"
 
     id = models.BigAutoField(primary_key=True)
+    kind = models.CharField(max_length=9, choices=Kind, default=Kind.FULL, db_default=Kind.FULL)
     proved_at = models.DateTimeField(db_default=Now())
+    seconds = models.FloatField(default=0, db_default=0, help_text="How long it took.")
     entries = models.BigIntegerField(help_text="Journal entries looked at.")
     violations = models.JSONField(default=dict, help_text="Check name to number of violations, zeros included.")
+    named = models.JSONField(
+        default=list, db_default=[], help_text="The first hundred of each check: check, subject, detail."
+    )
+    position = models.JSONField(default=dict, db_default={}, help_text="Where the next increment goes on.")
 
     class Meta:
         ordering = ["-id"]
+        indexes = [models.Index(fields=["id"], condition=Q(kind="full"), name="proof_full")]
 
     def __str__(self) -> str:
         return f"{self.proved_at:%F %T}"

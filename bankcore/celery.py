@@ -63,6 +63,11 @@ def _configuration() -> dict[str, Any]:
                 "schedule": 15.0,
                 "options": {"queue": "maintenance", "expires": 14},
             },
+            "seal-rows": {
+                "task": "accounts.seal_rows",
+                "schedule": 10.0,
+                "options": {"queue": "maintenance", "expires": 9},
+            },
             "prove-books": {
                 "task": "transfers.prove_books",
                 "schedule": 60.0,

@@ -23,8 +23,10 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from accounts.chains import CHAINS
 from bankcore.database import fetch_all
 from bankcore.messaging import breaker
+from bankcore.messaging.seals import lag
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +137,13 @@ SELECT state, count(*)
  GROUP BY state
 """  # noqa: S608
 _PROOF = "SELECT extract(epoch FROM proved_at)::float8, violations FROM accounts_proof ORDER BY id DESC LIMIT 1"
+_PROOFS_BY_KIND = """
+(SELECT kind, seconds, extract(epoch FROM proved_at)::float8 FROM accounts_proof
+  WHERE kind = 'full' ORDER BY id DESC LIMIT 1)
+UNION ALL
+(SELECT kind, seconds, extract(epoch FROM proved_at)::float8 FROM accounts_proof
+  WHERE kind = 'increment' ORDER BY id DESC LIMIT 1)
+"""
 
 
 def _age(moment: Any) -> float:
@@ -185,12 +194,33 @@ def _books() -> Iterator[Metric]:
         yield GaugeMetricFamily(
             "bankcore_books_proved_timestamp_seconds", "When the last proof ended.", value=proved_at
         )
+    took = GaugeMetricFamily("bankcore_books_proof_seconds", "How long the last proof took.", labels=["kind"])
+    for kind, seconds, proved_at in fetch_all(_PROOFS_BY_KIND):
+        took.add_metric([kind], seconds)
+        if kind == "full":
+            yield GaugeMetricFamily(
+                "bankcore_books_full_proved_timestamp_seconds", "When the last full proof ended.", value=proved_at
+            )
+    yield took
+
+
+def _seals() -> Iterator[Metric]:
+    seconds = GaugeMetricFamily(
+        "bankcore_seal_lag_seconds", "How long rows may have waited to be sealed.", labels=["chain"]
+    )
+    ids = GaugeMetricFamily("bankcore_seal_lag_rows", "Ids above the last sealed row.", labels=["chain"])
+    for chain in CHAINS:
+        behind = lag(chain)
+        seconds.add_metric([chain.table], behind.seconds)
+        ids.add_metric([chain.table], behind.ids)
+    yield seconds
+    yield ids
 
 
 class DatabaseCollector(Collector):
     """What the database knows, asked at most once in DATABASE_CACHE_SECONDS however many scrape."""
 
-    questions: tuple[Callable[[], Iterable[Metric]], ...] = (_backlog, _outbox, _dead_letters, _books)
+    questions: tuple[Callable[[], Iterable[Metric]], ...] = (_backlog, _outbox, _dead_letters, _books, _seals)
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -6,7 +6,7 @@ from celery import shared_task
 
 from bankcore.messaging.switches import apply_switches
 from bankcore.messaging.tasks import BatchTask
-from transfers.books import prove
+from transfers.books import prove_increment
 from transfers.parking import park_transfer
 from transfers.posting import post_transfers
 from transfers.risk.screening import check_risk
@@ -56,4 +56,4 @@ def sweep_stuck_task() -> None:
 # Acknowledged before it runs: a proof that failed is made up for by the next one, and is no dead letter.
 @shared_task(name="transfers.prove_books", acks_late=False)
 def prove_books_task() -> None:
-    prove()
+    prove_increment()

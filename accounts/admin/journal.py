@@ -7,6 +7,7 @@ from django.utils.safestring import SafeString
 from unfold.decorators import display
 
 from accounts.models import JournalEntry, JournalLine, Proof
+from accounts.proofs import heads_of, named_by
 from bankcore.identifiers import parse_id
 from bankcore.pages import Panel, ReadOnlyAdmin, amount, moment, page_link, pretty_json
 
@@ -85,8 +86,35 @@ class JournalLineAdmin(ReadOnlyAdmin):
 
 @admin.register(Proof)
 class ProofAdmin(ReadOnlyAdmin):
-    list_display = ["id", "when", "entries", "verdict"]
-    fields = ["id", "when", "entries", "verdict", "shown_violations"]
+    list_display = ["id", "when", "kind_label", "entries", "took", "verdict", "broken_checks"]
+    list_filter = ["kind"]
+    fields = ["id", "when", "kind_label", "entries", "took", "verdict", "shown_violations", "shown_heads"]
+
+    def panels(self, obj: Proof) -> list[Panel]:
+        return [
+            Panel(
+                title="What does not add up",
+                headers=["Check", "About", "How"],
+                rows=[[named.check, named.subject, named.detail] for named in named_by(obj)],
+                empty="Nothing: the books balance.",
+            )
+        ]
+
+    @display(description="kind", label={"Full": "info", "Increment": "primary"})
+    def kind_label(self, proof: Proof) -> str:
+        return Proof.Kind(proof.kind).label
+
+    @display(description="took")
+    def took(self, proof: Proof) -> str:
+        return f"{proof.seconds:,.2f} s"
+
+    @display(description="found")
+    def broken_checks(self, proof: Proof) -> str:
+        return ", ".join(f"{check} ({number:,})" for check, number in proof.violations.items() if number) or "nothing"
+
+    @display(description="heads of the chains")
+    def shown_heads(self, proof: Proof) -> SafeString | str:
+        return pretty_json({f"{head.chain} block {head.number}": head.hex for head in heads_of(proof)})
 
     @display(description="proved (UTC)")
     def when(self, proof: Proof) -> str:

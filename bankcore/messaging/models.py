@@ -1,6 +1,7 @@
 """Events (outbox, timeline and audit feed in one table), dead letters, and the audit log of what people did."""
 
 from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Now
@@ -157,3 +158,50 @@ class BreakerSwitch(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} {self.mode}"
+
+
+class Seal(models.Model):
+    """A block of rows of one append-only table, hashed and chained to the block before: see `seals`.
+
+    The block covers every id above `after_id` up to `last_id`. `leaves` names its rows: for each, in id order, how far
+    its id is below `last_id` (4 bytes) and the first 8 bytes of its hash.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    chain = models.CharField(max_length=64, help_text="The table.")
+    number = models.BigIntegerField(help_text="Counts the chain's blocks from 1 without a gap.")
+    form = models.SmallIntegerField(help_text="Which of the chain's byte forms the rows were hashed in.")
+    after_id = models.BigIntegerField()
+    last_id = models.BigIntegerField()
+    row_count = models.IntegerField()
+    digest = models.BinaryField(max_length=32, help_text="SHA-256 over the hashes of the rows, in id order.")
+    leaves = models.BinaryField()
+    head = models.BinaryField(max_length=32, help_text="SHA-256 over this block and the head before it.")
+    sealed_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [models.UniqueConstraint(fields=["chain", "number"], name="seal_chain_number")]
+
+    def __str__(self) -> str:
+        return f"{self.chain} block {self.number}"
+
+
+class SealMark(models.Model):
+    """How far a chain has come: its last block, and up to which id every row is there or will never be.
+
+    `sampled_id` is the newest id some time ago, `holders` who was writing then; once they are gone, it is settled.
+    """
+
+    chain = models.CharField(primary_key=True, max_length=64)
+    number = models.BigIntegerField(default=0, db_default=0)
+    head = models.BinaryField(max_length=32)
+    settled_id = models.BigIntegerField(default=0, db_default=0)
+    settled_at = models.DateTimeField(null=True)
+    sampled_id = models.BigIntegerField(default=0, db_default=0)
+    sampled_at = models.DateTimeField(null=True)
+    holders = ArrayField(models.TextField(), default=list)
+    sealed_through = models.DateTimeField(null=True, help_text="Every row that was committed by then is in a block.")
+
+    def __str__(self) -> str:
+        return f"{self.chain} up to block {self.number}"

@@ -4,14 +4,18 @@ import json
 
 import pytest
 from django.core.management import call_command
-from django.db import connection, transaction
+from django.db import transaction
 from django.utils import timezone
 
 from accounts import books, ledger
 from accounts.models import Account, JournalEntry, JournalLine, Proof
 from bankcore.identifiers import new_id
+from bankcore.messaging import seal_checks
+from tests.accounts.tampering import run, tamper
 from transfers import books as transfer_books
 from transfers.models import Transfer
+
+ALL_CHECKS = {*books.CHECKS, *transfer_books.CHECKS, *seal_checks.CHECKS}
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -31,22 +35,6 @@ def books_of_two(accounts, make_transfer):
         )
         yield alice, bob
         transaction.set_rollback(True)
-
-
-def run(sql, *parameters):
-    with connection.cursor() as cursor:
-        cursor.execute(sql, parameters)
-
-
-def tamper(sql, *parameters):
-    """Change the data as the tables' owner can: with the triggers off."""
-    tables = ("accounts_account", "accounts_journalentry", "accounts_journalline", "transfers_transfer")
-    run("SET CONSTRAINTS ALL IMMEDIATE")
-    for table in tables:
-        run(f"ALTER TABLE {table} DISABLE TRIGGER USER")
-    run(sql, *parameters)
-    for table in tables:
-        run(f"ALTER TABLE {table} ENABLE TRIGGER USER")
 
 
 def found():
@@ -85,7 +73,7 @@ def test_books_that_nobody_touched_balance(books_of_two):
 
     assert result.balanced
     assert result.entries == 4
-    assert set(result.counts) == set(books.CHECKS) | set(transfer_books.CHECKS)
+    assert set(result.counts) == ALL_CHECKS
     assert set(result.counts.values()) == {0}
     assert (Proof.objects.get().entries, Proof.objects.get().violations) == (4, result.counts)
 
@@ -242,7 +230,7 @@ def test_the_command_prints_the_proof_as_json(books_of_two, capsys):
 
     printed = json.loads(capsys.readouterr().out)
     assert (printed["books"], printed["entries"], printed["violations"]) == ("balanced", 4, [])
-    assert printed["checks"].keys() == {**books.CHECKS, **transfer_books.CHECKS}.keys()
+    assert printed["checks"].keys() == ALL_CHECKS
 
 
 @pytest.mark.parametrize("as_json", [True, False])
@@ -262,7 +250,7 @@ def test_the_command_exits_with_1_and_names_the_culprit(books_of_two, capsys, as
         assert json.loads(out)["violations"] == [violation]
     else:
         assert f"line_numbers_broken: {alice.pk}: {detail}" in out
-        assert "THE BOOKS DO NOT BALANCE: 4 entries, 13 checks." in out
+        assert "THE BOOKS DO NOT BALANCE: 4 entries, 19 checks." in out
 
 
 def test_a_proof_of_many_culprits_counts_all_and_names_a_hundred(books_of_two):

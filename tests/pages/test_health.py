@@ -11,6 +11,7 @@ from django.utils import timezone
 from prometheus_client.parser import text_string_to_metric_families
 
 from bankcore import health
+from bankcore.messaging import seals
 from bankcore.messaging.models import DeadLetter, Event
 from tests.pages.conftest import make_transfer
 
@@ -23,6 +24,10 @@ DATABASE_METRICS = {
     "bankcore_dead_letters_oldest_seconds",
     "bankcore_books_violations",
     "bankcore_books_proved_timestamp_seconds",
+    "bankcore_books_proof_seconds",
+    "bankcore_books_full_proved_timestamp_seconds",
+    "bankcore_seal_lag_seconds",
+    "bankcore_seal_lag_rows",
 }
 
 
@@ -95,6 +100,24 @@ def test_metrics_tell_what_the_database_knows(client: Client, rows: SimpleNamesp
     assert found["bankcore_dead_letters", "discarded"] == 0
     assert found["bankcore_books_violations", "entries_balanced"] == 0
     assert abs(time.time() - found["bankcore_books_proved_timestamp_seconds", ""]) < 60
+    assert abs(time.time() - found["bankcore_books_full_proved_timestamp_seconds", ""]) < 60
+    assert found["bankcore_books_proof_seconds", "full"] == 0
+    assert found["bankcore_seal_lag_seconds", "messaging_event"] == float("inf")
+    assert found["bankcore_seal_lag_rows", "messaging_event"] > 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_chain_that_is_sealed_has_no_lag(client: Client, rows: SimpleNamespace) -> None:
+    seals.seal(seals.CHAINS)
+
+    found = scrape(client)
+    assert found["bankcore_seal_lag_seconds", "messaging_event"] == 0
+    assert found["bankcore_seal_lag_rows", "messaging_event"] == 0
+
+    Event.objects.create(type="transfer.posted", partition_key="key", subject="new")
+    found = scrape(client)
+    assert 0 < found["bankcore_seal_lag_seconds", "messaging_event"] < 60
+    assert found["bankcore_seal_lag_rows", "messaging_event"] == 1
 
 
 @pytest.mark.django_db
