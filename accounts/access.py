@@ -23,8 +23,10 @@ SCOPES = {
     "accounts:write": "Open accounts.",
     "transfers:read": "See transfers and batches.",
     "transfers:write": "Order and cancel transfers.",
+    "webhooks:read": "See webhook endpoints and their deliveries.",
+    "webhooks:write": "Register and remove webhook endpoints, and have deliveries sent again.",
     "staff": "Act for the bank: see and debit every customer's accounts.",
-    "ops:replay": "Send dead letters and webhook deliveries again.",
+    "ops:replay": "Send dead letters again.",
 }
 CACHED_TOKENS_MAX = 10_000
 _TOKEN = re.compile(r"[A-Za-z0-9]{8}\.[A-Za-z0-9]{16,128}")

@@ -68,6 +68,11 @@ def _configuration() -> dict[str, Any]:
                 "schedule": 10.0,
                 "options": {"queue": "maintenance", "expires": 9},
             },
+            "redrive-webhooks": {
+                "task": "notifications.redrive_webhooks",
+                "schedule": 60.0,
+                "options": {"queue": "maintenance", "expires": 55},
+            },
             "prove-books": {
                 "task": "transfers.prove_books",
                 "schedule": 60.0,

@@ -189,6 +189,12 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "REDOC_DIST": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_NAME_OVERRIDES": {
+        "DeadLetterState": ["open", "replayed", "discarded"],
+        "WebhookEndpointState": ["active", "disabled"],
+        "WebhookDeliveryState": ["pending", "delivered", "failed"],
+        "WebhookDeliveryEnd": ["delivered", "failed"],
+    },
 }
 
 STATIC_URL = "/static/"
@@ -202,6 +208,12 @@ vars().update(EMAIL_CONFIG)
 # For each step of the talk with the mail server (connecting included): seven steps stay below the database's patience.
 EMAIL_TIMEOUT = env.float("EMAIL_TIMEOUT_SECONDS", default=5.0)
 DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="bankcore <no-reply@bankcore.invalid>")
+
+# Webhooks: the whole call, and how many calls one worker has open to one endpoint at a time.
+WEBHOOK_TIMEOUT_SECONDS = env.float("WEBHOOK_TIMEOUT_SECONDS", default=10.0)
+WEBHOOK_ENDPOINT_CALLS = env.int("WEBHOOK_ENDPOINT_CALLS", default=20)
+# For a test or a look on one machine only: endpoints on the loopback, also without TLS.
+WEBHOOK_ALLOW_LOOPBACK = env.bool("WEBHOOK_ALLOW_LOOPBACK", default=False)
 
 # -- security ----------------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,10 @@ _POSTING = Route(family="posting", task="transfers.post_transfers", partitioned=
 _NOTIFY = Route(family="notifications", task="notifications.dispatch", partitioned=False, carries="event")
 _DELIVER = Route(family="deliveries", task="notifications.deliver", partitioned=False, carries="subject")
 
+_DELIVER_WEBHOOKS = Route(
+    family="deliveries", task="notifications.deliver_webhooks", partitioned=False, carries="subject"
+)
+
 ROUTES: Mapping[str, Route] = {
     "transfer.accepted": _RISK,
     "transfer.approved": _POSTING,
@@ -44,6 +48,7 @@ ROUTES: Mapping[str, Route] = {
     "transfer.cancelled": _NOTIFY,
     "transfer.parked": _NOTIFY,
     "notification.pending": _DELIVER,
+    "webhook.pending": _DELIVER_WEBHOOKS,
 }
 
 

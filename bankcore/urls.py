@@ -19,6 +19,7 @@ urlpatterns = [
     path("api/v1/", include("accounts.urls")),
     path("api/v1/", include("transfers.urls")),
     path("api/v1/", include("bankcore.messaging.urls")),
+    path("api/v1/", include("notifications.urls")),
 ]
 
 handler400 = "bankcore.api.bad_request"

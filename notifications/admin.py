@@ -1,11 +1,16 @@
 """Staff pages of what people were told, and of who wants to be told."""
 
+from typing import Any
+
 from django.contrib import admin
+from django.db import transaction
+from django.http import HttpRequest
 from django.utils.safestring import SafeString
 from unfold.decorators import display
 
+from bankcore.messaging import audit
 from bankcore.pages import BoundedAdmin, ReadOnlyAdmin, moment, page_link, preformatted
-from notifications.models import Notification, Subscription
+from notifications.models import Notification, Subscription, WebhookDelivery, WebhookEndpoint
 
 
 @admin.register(Subscription)
@@ -56,3 +61,79 @@ class NotificationAdmin(ReadOnlyAdmin):
     @display(description="delivered (UTC)")
     def delivered(self, notification: Notification) -> str:
         return moment(notification.delivered_at)
+
+
+@admin.register(WebhookEndpoint)
+class WebhookEndpointAdmin(BoundedAdmin):
+    """Staff switch an endpoint off and on; customers register and remove theirs by the API."""
+
+    list_display = ["url", "state_label", "shown_types", "customer", "created_by", "when"]
+    list_filter = ["state"]
+    search_fields = ["id", "customer"]
+    search_help_text = "The whole id of an endpoint or a customer."
+    fields = ["url", "customer", "shown_types", "ordered", "state", "created_by", "when"]
+    readonly_fields = ["url", "customer", "shown_types", "ordered", "created_by", "when"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: Any) -> None:
+        with transaction.atomic():
+            WebhookEndpoint.objects.filter(pk=obj.pk).update(state=obj.state)
+            who = request.user.get_username()
+            audit.record(actor=who, action="webhook.state", subject=obj.pk, details={"state": str(obj.state)})
+
+    def formfield_for_choice_field(self, db_field: Any, request: Any, **options: Any) -> Any:
+        options["choices"] = [(s.value, s.label) for s in WebhookEndpoint.State if s != WebhookEndpoint.State.DELETED]
+        return super().formfield_for_choice_field(db_field, request, **options)
+
+    @display(description="state", label={"active": "success", "disabled": "warning", "deleted": "info"})
+    def state_label(self, endpoint: WebhookEndpoint) -> str:
+        return endpoint.state
+
+    @display(description="is told of")
+    def shown_types(self, endpoint: WebhookEndpoint) -> str:
+        return ", ".join(endpoint.event_types)
+
+    @display(description="since (UTC)")
+    def when(self, endpoint: WebhookEndpoint) -> str:
+        return moment(endpoint.created_at)
+
+
+@admin.register(WebhookDelivery)
+class WebhookDeliveryAdmin(ReadOnlyAdmin):
+    list_display = ["id", "state_label", "type", "endpoint_id", "attempts", "status_code", "when", "delivered"]
+    list_filter = ["state"]
+    search_fields = ["id", "event", "endpoint"]
+    search_help_text = "The number of a delivery or an event."
+    fields = [
+        "state_label", "type", "shown_endpoint", "shown_event", "shown_transfer", "attempts", "status_code", "failure",
+        "when", "delivered",
+    ]  # fmt: skip
+
+    @display(description="state", label={"pending": "info", "delivered": "success", "failed": "danger"})
+    def state_label(self, delivery: WebhookDelivery) -> str:
+        return delivery.state
+
+    @display(description="endpoint")
+    def shown_endpoint(self, delivery: WebhookDelivery) -> SafeString | str:
+        return page_link("notifications_webhookendpoint", delivery.endpoint_id)
+
+    @display(description="event")
+    def shown_event(self, delivery: WebhookDelivery) -> SafeString | str:
+        return page_link("messaging_event", delivery.event)
+
+    @display(description="transfer")
+    def shown_transfer(self, delivery: WebhookDelivery) -> SafeString | str:
+        return page_link("transfers_transfer", delivery.transfer)
+
+    @display(description="created (UTC)")
+    def when(self, delivery: WebhookDelivery) -> str:
+        return moment(delivery.created_at)
+
+    @display(description="delivered (UTC)")
+    def delivered(self, delivery: WebhookDelivery) -> str:
+        return moment(delivery.delivered_at)

@@ -13,6 +13,7 @@ from bankcore.messaging import outbox
 from bankcore.messaging.outbox import NewEvent
 from bankcore.money import format_minor
 from notifications.models import Channel
+from notifications.webhooks import draft_deliveries
 from transfers.events import TransferFact, load_facts
 
 PENDING = "notification.pending"
@@ -46,6 +47,7 @@ def dispatch(event_ids: Iterable[int]) -> int:
     In-app notifications are delivered by being there. Safe to repeat: the unique constraint keeps one of each.
     """
     facts = load_facts(event_ids)
+    hooks = draft_deliveries(facts, [_concerned(fact) for fact in facts])
     wishes = _wishes(facts)
     new = [
         _compose(fact, wish, paying=customer == fact.debit_customer)
@@ -53,13 +55,14 @@ def dispatch(event_ids: Iterable[int]) -> int:
         for customer in _concerned(fact)
         for wish in wishes.get(customer, ())
     ]
-    if not new:
+    if not new and not hooks:
         return 0
-    created = _insert(new)
-    outbox.record([_pending(n_id, recipient) for n_id, recipient, channel in created if channel != Channel.IN_APP])
+    created = _insert(new) if new else []
+    told = [_pending(n_id, recipient) for n_id, recipient, channel in created if channel != Channel.IN_APP]
+    outbox.record([*told, *hooks])
     in_app = sum(channel == Channel.IN_APP for _, _, channel in created)
     transaction.on_commit(lambda: metrics.notifications.labels(Channel.IN_APP, "delivered").inc(in_app))
-    return len(created)
+    return len(created) + len(hooks)
 
 
 def _concerned(fact: TransferFact) -> list[UUID]:

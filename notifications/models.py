@@ -1,8 +1,11 @@
 """Who wants to be told, and what each was told."""
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
+
+from bankcore.identifiers import new_id
 
 
 class Channel(models.TextChoices):
@@ -61,3 +64,67 @@ class Notification(models.Model):
 
     def __str__(self) -> str:
         return self.title
+
+
+class WebhookEndpoint(models.Model):
+    """An address of a customer's own program that is told of transfer events. Without a customer: of everybody's."""
+
+    class State(models.TextChoices):
+        ACTIVE = "active"
+        DISABLED = "disabled"
+        DELETED = "deleted"
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    customer = models.UUIDField(null=True, blank=True)
+    url = models.CharField(max_length=500)
+    event_types = ArrayField(models.CharField(max_length=64))
+    ordered = models.BooleanField(
+        default=True, help_text="One at a time and in order for each account; else all at once."
+    )
+    # Signing needs it as it is: it cannot be hashed. No page and no call shows it again.
+    secret = models.CharField(max_length=100)
+    state = models.CharField(max_length=8, choices=State, default=State.ACTIVE, db_default=State.ACTIVE)
+    created_by = models.CharField(max_length=150)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [models.Index(fields=["customer"], condition=Q(state="active"), name="webhookendpoint_active")]
+
+    def __str__(self) -> str:
+        return self.url
+
+
+class WebhookDelivery(models.Model):
+    """One event for one endpoint; the unique constraint keeps it to one. `lane` is what it keeps its order in."""
+
+    class State(models.TextChoices):
+        PENDING = "pending"
+        DELIVERED = "delivered"
+        FAILED = "failed"
+
+    id = models.BigAutoField(primary_key=True)
+    endpoint = models.ForeignKey(WebhookEndpoint, on_delete=models.PROTECT, related_name="deliveries")
+    event = models.BigIntegerField()
+    type = models.CharField(max_length=64)
+    transfer = models.UUIDField()
+    lane = models.UUIDField(null=True, help_text="The debit account; empty: no order.")
+    state = models.CharField(max_length=9, choices=State, default=State.PENDING, db_default=State.PENDING)
+    attempts = models.SmallIntegerField(default=0, db_default=0)
+    status_code = models.SmallIntegerField(null=True)
+    failure = models.CharField(max_length=500, blank=True, default="", db_default="")
+    claimed_until = models.DateTimeField(null=True, help_text="A worker has it in hand until then.")
+    created_at = models.DateTimeField(db_default=Now())
+    delivered_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["-id"]
+        verbose_name_plural = "webhook deliveries"
+        indexes = [
+            models.Index(fields=["endpoint", "id"], name="webhookdelivery_endpoint"),
+            models.Index(fields=["endpoint", "lane", "id"], condition=Q(state="pending"), name="webhookdelivery_lane"),
+        ]
+        constraints = [models.UniqueConstraint(fields=["event", "endpoint"], name="webhookdelivery_once")]
+
+    def __str__(self) -> str:
+        return f"{self.type} to {self.endpoint_id}"

@@ -1,11 +1,16 @@
 """Doors for the notifications worker."""
 
+from datetime import timedelta
+
 from celery import shared_task
+from django.conf import settings
+from django.utils import timezone
 
 from bankcore.messaging.dead_letters import park_work
 from bankcore.messaging.tasks import BatchTask
 from notifications.delivery import deliver
 from notifications.dispatch import dispatch
+from notifications.webhooks import deliver_webhooks, redrive
 
 
 def _park_dispatch(event_id: str, error: Exception, attempts: int) -> None:
@@ -14,6 +19,10 @@ def _park_dispatch(event_id: str, error: Exception, attempts: int) -> None:
 
 def _park_delivery(notification_id: str, error: Exception, attempts: int) -> None:
     park_work(task="notifications.deliver", subject=notification_id, error=error, attempts=attempts)
+
+
+def _park_webhook(delivery_id: str, error: Exception, attempts: int) -> None:
+    park_work(task="notifications.deliver_webhooks", subject=delivery_id, error=error, attempts=attempts)
 
 
 class DispatchTask(BatchTask):
@@ -27,6 +36,12 @@ class DeliveryTask(BatchTask):
     park = staticmethod(_park_delivery)
 
 
+class WebhookTask(BatchTask):
+    abstract = True
+    retry_types = ("webhook.pending",)
+    park = staticmethod(_park_webhook)
+
+
 @shared_task(base=DispatchTask, name="notifications.dispatch")
 def dispatch_task(event_ids: list[int]) -> None:
     dispatch(event_ids)
@@ -35,3 +50,13 @@ def dispatch_task(event_ids: list[int]) -> None:
 @shared_task(base=DeliveryTask, name="notifications.deliver")
 def deliver_task(notification_ids: list[str]) -> None:
     deliver([int(notification_id) for notification_id in notification_ids])
+
+
+@shared_task(base=WebhookTask, name="notifications.deliver_webhooks")
+def deliver_webhooks_task(delivery_ids: list[str]) -> None:
+    deliver_webhooks([int(delivery_id) for delivery_id in delivery_ids])
+
+
+@shared_task(name="notifications.redrive_webhooks", acks_late=False)
+def redrive_webhooks_task() -> None:
+    redrive(timezone.now() - timedelta(seconds=max(settings.STUCK_SECONDS, 60)), number_max=5_000)

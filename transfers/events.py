@@ -97,11 +97,14 @@ class TransferFact(NamedTuple):
     reference: str
     debit_customer: UUID | None
     credit_customer: UUID | None
+    debit_account: UUID
+    credit_account: UUID
+    happened_at: datetime
 
 
 _FACTS = """
 SELECT e.id, e.type, coalesce(e.data->>'reason', ''), t.id, t.status, t.amount_minor, t.currency, t.reference,
-       d.customer_id, c.customer_id
+       d.customer_id, c.customer_id, t.debit_account_id, t.credit_account_id, e.created_at
   FROM messaging_event e
   JOIN transfers_transfer t ON t.id = e.subject::uuid
   JOIN accounts_account d ON d.id = t.debit_account_id

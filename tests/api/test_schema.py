@@ -46,4 +46,11 @@ def test_every_call_of_the_contract_is_documented() -> None:
         ("POST", "/api/v1/dead-letters/{letter_id}/replay"),
         ("POST", "/api/v1/dead-letters/{letter_id}/discard"),
         ("POST", "/api/v1/dead-letters/{letter_id}/approve"),
+        ("GET", "/api/v1/webhook-endpoints"),
+        ("POST", "/api/v1/webhook-endpoints"),
+        ("GET", "/api/v1/webhook-endpoints/{endpoint_id}"),
+        ("DELETE", "/api/v1/webhook-endpoints/{endpoint_id}"),
+        ("GET", "/api/v1/webhook-endpoints/{endpoint_id}/deliveries"),
+        ("POST", "/api/v1/webhook-endpoints/{endpoint_id}/replay"),
+        ("POST", "/api/v1/webhook-endpoints/{endpoint_id}/deliveries/{delivery_id}/replay"),
     } <= documented

@@ -12,7 +12,7 @@ from accounts.models import Account, ApiToken, Customer, Proof
 from bankcore.messaging import audit
 from bankcore.messaging.models import BreakerSwitch, DeadLetter
 from bankcore.messaging.outbox import NewEvent, record
-from notifications.models import Notification, Subscription
+from notifications.models import Notification, Subscription, WebhookDelivery, WebhookEndpoint
 from transfers.models import Batch, DeniedAccount, Review, Transfer
 
 
@@ -78,6 +78,11 @@ def rows(accounts: SimpleNamespace, superuser: User) -> SimpleNamespace:
     )  # fmt: skip
     BreakerSwitch.objects.create(name="email", mode="open", reason="Moving house", set_by="root")
     audit.record(actor="root", action="account.freeze", subject=accounts.payee.pk)
+    endpoint = WebhookEndpoint.objects.create(
+        customer=accounts.customer.pk, url="https://shop.example/hook", event_types=["transfer.posted"],
+        secret="whsec_c2VjcmV0", created_by="shop",
+    )  # fmt: skip
+    WebhookDelivery.objects.create(endpoint=endpoint, event=1, type="transfer.posted", transfer=transfer.pk)
     token, secret = ApiToken.objects.create_key(name="test", customer=accounts.customer, scopes=["transfers:read"])
     return SimpleNamespace(
         **vars(accounts),

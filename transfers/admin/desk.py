@@ -53,6 +53,8 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             ("Events", "timeline", "messaging_event"),
             ("Notifications", "notifications", "notifications_notification"),
             ("Subscriptions", "mark_email_unread", "notifications_subscription"),
+            ("Webhook endpoints", "webhook", "notifications_webhookendpoint"),
+            ("Webhook deliveries", "outgoing_mail", "notifications_webhookdelivery"),
             ("Breakers", "electrical_services", "messaging_breakerswitch"),
         ),
         _group(
