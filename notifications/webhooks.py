@@ -10,20 +10,22 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from django.conf import settings
 from django.db import transaction
 
 from bankcore import metrics
 from bankcore.database import execute, fetch_all
 from bankcore.messaging import outbox
 from bankcore.moments import format_moment
-from notifications.channels.webhook import Call, Outcome, sending
+from notifications.channels.webhook import START_SECONDS_MAX, Call, Outcome, sending
 from transfers.events import TransferFact, load_facts
 
 PENDING = "webhook.pending"
 # 5 s, 15 s, 45 s, ... at most 6 h apart: about a day in all. Then it is failed, shown, and may be replayed.
 ATTEMPTS_MAX = 12
 RETRY_SECONDS, RETRY_SECONDS_MAX = 5.0, 6 * 3600.0
-LEASE_SECONDS = 60.0
+# Beyond the last moment at which a call of a message can end, for writing its outcome down.
+LEASE_MARGIN_SECONDS = 30.0
 WOKEN_MAX = 100
 
 
@@ -86,7 +88,7 @@ def _claim(delivery_ids: Sequence[int]) -> list[Call]:
         metrics.notifications.labels("webhook", "failed").inc(len(dead))
     alive = [w for w in waiting if endpoints[w.endpoint][2] == "active"]
     # Its worker may have died with it: looked at again when the lease is over.
-    outbox.postpone([PENDING], [str(w.id) for w in alive if w.is_in_hand], LEASE_SECONDS)
+    outbox.postpone([PENDING], [str(w.id) for w in alive if w.is_in_hand], _lease_seconds())
     closed, claimed = set(), []
     for one in alive:
         lane = (one.endpoint, one.lane)
@@ -95,9 +97,13 @@ def _claim(delivery_ids: Sequence[int]) -> list[Call]:
             closed |= {lane} if one.lane else set()
         else:
             claimed.append(one)
-    execute(_LEASE, (LEASE_SECONDS, [w.id for w in claimed]))
+    execute(_LEASE, (_lease_seconds(), [w.id for w in claimed]))
     facts = {fact.event_id: fact for fact in load_facts(w.event for w in claimed)}
     return [_call(w, facts[w.event], *endpoints[w.endpoint]) for w in claimed]
+
+
+def _lease_seconds() -> float:
+    return START_SECONDS_MAX + float(settings.WEBHOOK_TIMEOUT_SECONDS) + LEASE_MARGIN_SECONDS
 
 
 def _call(waiting: _Waiting, fact: TransferFact, url: str, secret: str, state: str, customer: UUID | None) -> Call:
