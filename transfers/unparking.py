@@ -25,6 +25,8 @@ _WOULD = {Status.POSTED: "post", Status.REJECTED: "be_refused", Status.IN_REVIEW
 class ParkedTransfers:
     """The waiting room of transfers (see bankcore/messaging/rooms.py)."""
 
+    page = "transfers_transfer"
+
     def lock(self, subject: str) -> None:
         if (transfer_id := parse_id(subject)) is not None:
             claim([transfer_id], status=list(Status))

@@ -36,6 +36,9 @@ class Forecast:
 class WaitingRoom(Protocol):
     """What its own floor knows of parked work. Every method but `foresee` belongs into the caller's transaction."""
 
+    # The admin's page of the work: `app_model`, as in the names of its addresses.
+    page: str
+
     def lock(self, subject: str) -> None:
         """Lock the work, whatever state it is in, before its letters are locked."""
 
@@ -60,3 +63,9 @@ def room_of(letter: DeadLetter) -> WaitingRoom | None:
     """The room for parked work of this letter's task; a message was never parked."""
     name = settings.WAITING_ROOMS.get(letter.task) if letter.body is None else None
     return import_string(name)() if name else None
+
+
+def page_of(letter: DeadLetter) -> str:
+    """The admin's page of what the letter is about, or nothing."""
+    name = settings.WAITING_ROOMS.get(letter.task) if letter.subject else None
+    return import_string(name).page if name else ""

@@ -22,6 +22,7 @@ from bankcore.messaging.errors import (
 )
 from bankcore.messaging.forecasts import foresee
 from bankcore.messaging.models import AuditEntry, DeadLetter, DeskRequest, Event
+from bankcore.messaging.relay import Relay
 from transfers import posting
 from transfers.models import Review, Transfer
 from transfers.parking import park_transfer
@@ -595,3 +596,28 @@ def test_work_without_a_room_is_due_again(olga):
     desk.replay(letter.pk, actor=olga)
 
     assert owed() == [("notification.pending", "7", 0)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_replayed_message_is_a_new_one(broker, sent, olga, settings):
+    """Nothing of the dead message travels on: not its headers, not its ids."""
+    letter = message(call(str(sent.pk)), id="the-old-id", retries=7, expires="2020-01-01T00:00:00Z")
+    desk.replay(letter.pk, actor=olga)
+    stop = threading.Event()
+    stop.set()
+    relay = Relay(stop)
+
+    with relay._database() as database:
+        relay.step(database)
+    relay._drop_publisher()
+
+    queue = settings.TOPOLOGY.queue_of(settings.TOPOLOGY_ROUTES["transfer.approved"], str(sent.debit_account_id))
+    (fresh,) = broker.take(queue)
+    assert (fresh.headers["task"], fresh.decode()[0][0]) == (POST, [str(sent.pk)])
+    assert (fresh.headers["id"] != "the-old-id", fresh.headers["retries"], fresh.headers.get("expires")) == (
+        True,
+        0,
+        None,
+    )
+    assert [name for name in fresh.headers if name.startswith("x-")] == []
+    assert owed() == []

@@ -87,6 +87,15 @@ def test_the_list_opens_with_what_is_open_and_is_filtered(olga: Client, accounts
     assert shown(olga, "?age=hour") == set()
 
 
+def test_a_letter_leads_to_its_transfer(olga: Client, letter: DeadLetter) -> None:
+    link = reverse("admin:transfers_transfer_change", args=[letter.subject])
+    nonsense = DeadLetter.objects.create(cause="a", subject="no id/at all", task="transfers.post_transfers")
+
+    assert link in olga.get(address(letter)).content.decode()
+    assert link in olga.get(reverse(LIST)).content.decode()
+    assert olga.get(address(nonsense)).status_code == 200
+
+
 def test_an_empty_desk_says_so(olga: Client) -> None:
     text = olga.get(reverse(LIST)).content.decode()
 

@@ -19,6 +19,7 @@ from unfold.enums import ActionVariant
 from unfold.forms import BaseDialogForm
 from unfold.widgets import UnfoldAdminTextareaWidget
 
+from bankcore.identifiers import parse_id
 from bankcore.messaging import desk
 from bankcore.messaging.admin.audit_pages import audit_trail
 from bankcore.messaging.admin.event_pages import timeline
@@ -26,6 +27,7 @@ from bankcore.messaging.admin.letter_facts import asked_for, body_text, forecast
 from bankcore.messaging.admin.letter_filters import AgeFilter, CauseFilter, KindFilter, StateFilter
 from bankcore.messaging.forecasts import foresee
 from bankcore.messaging.models import DeadLetter
+from bankcore.messaging.rooms import page_of
 from bankcore.pages import Panel, ReadOnlyAdmin, moment, page_link, preformatted, pretty_json
 
 SELECTED_MAX = 100
@@ -61,17 +63,11 @@ class SelectedDiscardForm(SelectedForm):
 
 @admin.register(DeadLetter)
 class DeadLetterAdmin(ReadOnlyAdmin):
-    list_display = ["id", "state_label", "cause", "task", "queue", "subject", "attempts", "when"]
+    list_display = ["id", "state_label", "cause", "task", "queue", "about", "attempts", "when"]
     list_filter = [StateFilter, KindFilter, AgeFilter, CauseFilter]
     list_select_related = ["resolved_by"]
     search_fields = ["id", "subject"]
     search_help_text = "A dead letter's number, or the whole id of a transfer."
-    fieldsets = [
-        (None, {"fields": ["state_label", "cause", "task", "queue", "subject", "attempts", "when"]}),
-        ("What went wrong", {"fields": ["shown_detail"]}),
-        ("The message", {"fields": ["asked", "shown_headers", "shown_body", "body_digest"]}),
-        ("Resolution", {"fields": ["resolved", "resolved_by", "resolution"]}),
-    ]
     actions = ["replay_selected", "dry_run_selected", "discard_selected"]
     actions_detail = ["replay", "dry_run", "discard", "approve_replay", "approve_discard", "withdraw"]
 
@@ -81,6 +77,16 @@ class DeadLetterAdmin(ReadOnlyAdmin):
         return letters if request.resolver_match and "object_id" in request.resolver_match.kwargs else letters.defer(
             "detail", "body", "headers"
         )  # fmt: skip
+
+    def get_fieldsets(self, request: HttpRequest, obj: DeadLetter | None = None) -> list[Any]:
+        message = ("The message", {"fields": ["asked", "shown_headers", "shown_body", "body_digest"]})
+        resolution = ("Resolution", {"fields": ["resolved", "resolved_by", "resolution"]})
+        return [
+            (None, {"fields": ["state_label", "cause", "task", "queue", "about", "attempts", "when"]}),
+            ("What went wrong", {"fields": ["shown_detail"]}),
+            *([message] if obj is not None and obj.body is not None else []),
+            *([resolution] if obj is not None and obj.state != DeadLetter.State.OPEN else []),
+        ]
 
     def panels(self, obj: DeadLetter) -> list[Panel]:
         panels = [requests(obj), audit_trail(obj.pk)]
@@ -231,6 +237,12 @@ class DeadLetterAdmin(ReadOnlyAdmin):
     @display(description="state", label={"open": "danger", "replayed": "success", "discarded": "info"})
     def state_label(self, letter: DeadLetter) -> str:
         return letter.state
+
+    @display(description="about")
+    def about(self, letter: DeadLetter) -> SafeString | str:
+        page = page_of(letter)
+        # What was recorded as its id may be none.
+        return page_link(page, letter.subject) if page and parse_id(letter.subject) else letter.subject or "-"
 
     @display(description="created (UTC)")
     def when(self, letter: DeadLetter) -> str:
