@@ -1,4 +1,4 @@
-"""Failings that other transfer systems are known for, each as a test against a running stack."""
+"""Failings that other transfer systems are known for, each as a test: here, or where FAILINGS says."""
 
 import json
 import time
@@ -6,9 +6,51 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import pytest
 import yaml
 
 from tests.faults.bank import ROOT, Bank, eventually
+
+BOOKS, SEAL = "tests/accounts/test_books_increment.py", "tests/accounts/test_seal.py"
+IDEMPOTENCY, RIVALS = "tests/faults/test_idempotency.py", "tests/faults/test_rivals.py"
+# What goes wrong elsewhere, and the test here that would fail with it.
+FAILINGS = {
+    "balance truth in a cache": (BOOKS, "test_rival_balance_truth_in_a_cache_a_balance_without_a_line_is_named"),
+    "balance by summing all entries": (
+        BOOKS,
+        "test_rival_balance_by_summing_all_entries_no_statement_of_an_increment_reads_a_whole_table",
+    ),
+    "one ledger-wide lock for the hash chain": (
+        SEAL,
+        "test_rival_one_lock_for_the_hash_chain_posting_is_not_held_up_by_a_sealer_at_work",
+    ),
+    "capped or expiring dead letters": ("tests/messaging/test_desk.py", "test_no_capped_or_expiring_dead_letters"),
+    "a customer rejection caused by infrastructure errors": (
+        RIVALS,
+        "test_infrastructure_errors_never_reject_a_customer",
+    ),
+    "backpressure that fails open": ("tests/messaging/test_backpressure.py", "test_backpressure_fails_closed"),
+    "a risk check that fails open": ("tests/transfers/test_risk_provider.py", "test_risk_check_that_fails_open"),
+    "parallel workers on an ordered lane": (RIVALS, "test_parallel_workers_keep_the_order_of_a_lane"),
+    "publish after commit without outbox": (
+        RIVALS,
+        "test_the_event_is_in_the_transaction_of_the_transfer_not_published_after_it",
+    ),
+    "float amounts": (RIVALS, "test_no_amount_is_ever_a_float"),
+    "authentication off by default": (RIVALS, "test_nothing_is_open_without_a_token"),
+    "retry budget spent by an open breaker": (
+        "tests/transfers/test_risk_provider.py",
+        "test_retry_budget_spent_by_an_open_breaker",
+    ),
+    "accepted then 404": (IDEMPOTENCY, "test_what_was_accepted_is_there_at_once_whoever_is_asked"),
+    "a failed request that burns its key": (IDEMPOTENCY, "test_a_failed_request_does_not_burn_its_key"),
+}
+
+
+@pytest.mark.parametrize("failing", FAILINGS)
+def test_every_failing_has_its_test(failing):
+    path, name = FAILINGS[failing]
+    assert f"def {name}(" in (ROOT / path).read_text()
 
 
 def entry_of(bank: Bank, transfer: str) -> int:
