@@ -122,7 +122,9 @@ class WebhookDelivery(models.Model):
         verbose_name_plural = "webhook deliveries"
         indexes = [
             models.Index(fields=["endpoint", "id"], name="webhookdelivery_endpoint"),
-            models.Index(fields=["endpoint", "lane", "id"], condition=Q(state="pending"), name="webhookdelivery_lane"),
+            models.Index(
+                fields=["endpoint", "lane", "event"], condition=Q(state="pending"), name="webhookdelivery_order"
+            ),
         ]
         constraints = [models.UniqueConstraint(fields=["event", "endpoint"], name="webhookdelivery_once")]
 

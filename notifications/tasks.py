@@ -4,13 +4,14 @@ from datetime import timedelta
 
 from celery import shared_task
 from django.conf import settings
+from django.db import transaction
 from django.utils import timezone
 
 from bankcore.messaging.dead_letters import park_work
 from bankcore.messaging.tasks import BatchTask
 from notifications.delivery import deliver
 from notifications.dispatch import dispatch
-from notifications.webhooks import deliver_webhooks, redrive
+from notifications.webhooks import deliver_webhooks, give_up, redrive
 
 
 def _park_dispatch(event_id: str, error: Exception, attempts: int) -> None:
@@ -22,7 +23,10 @@ def _park_delivery(notification_id: str, error: Exception, attempts: int) -> Non
 
 
 def _park_webhook(delivery_id: str, error: Exception, attempts: int) -> None:
-    park_work(task="notifications.deliver_webhooks", subject=delivery_id, error=error, attempts=attempts)
+    # Failed and on view: a sweep must not take up again and again what cannot be done.
+    with transaction.atomic():
+        give_up([int(delivery_id)], f"{type(error).__name__}: {error}")
+        park_work(task="notifications.deliver_webhooks", subject=delivery_id, error=error, attempts=attempts)
 
 
 class DispatchTask(BatchTask):

@@ -61,18 +61,18 @@ _WAITING = """
 SELECT d.id, d.endpoint_id, d.event, d.lane, coalesce(d.claimed_until > statement_timestamp(), false),
        d.lane IS NOT NULL AND EXISTS (
          SELECT FROM notifications_webhookdelivery b
-          WHERE b.endpoint_id = d.endpoint_id AND b.lane = d.lane AND b.state = 'pending' AND b.id < d.id
+          WHERE b.endpoint_id = d.endpoint_id AND b.lane = d.lane AND b.state = 'pending' AND b.event < d.event
             AND b.id <> ALL(%b::bigint[]))
   FROM notifications_webhookdelivery d
- WHERE d.id = ANY(%b::bigint[]) AND d.state = 'pending' ORDER BY d.id
+ WHERE d.id = ANY(%b::bigint[]) AND d.state = 'pending' ORDER BY d.event
 """
 _LEASE = """
 UPDATE notifications_webhookdelivery SET claimed_until = statement_timestamp() + %b * interval '1 second'
  WHERE id = ANY(%b::bigint[])
 """
 _GIVE_UP = """
-UPDATE notifications_webhookdelivery SET state = 'failed', failure = 'the endpoint is not active', claimed_until = NULL
- WHERE id = ANY(%b::bigint[])
+UPDATE notifications_webhookdelivery SET state = 'failed', failure = %b, claimed_until = NULL
+ WHERE id = ANY(%b::bigint[]) AND state = 'pending'
 """
 
 
@@ -84,8 +84,7 @@ def _claim(delivery_ids: Sequence[int]) -> list[Call]:
     waiting = [_Waiting._make(row) for row in fetch_all(_WAITING, (ids, ids))]
     dead = [w for w in waiting if endpoints[w.endpoint][2] != "active"]
     if dead:
-        execute(_GIVE_UP, ([w.id for w in dead],))
-        metrics.notifications.labels("webhook", "failed").inc(len(dead))
+        give_up([w.id for w in dead], "the endpoint is not active")
     alive = [w for w in waiting if endpoints[w.endpoint][2] == "active"]
     # Its worker may have died with it: looked at again when the lease is over.
     outbox.postpone([PENDING], [str(w.id) for w in alive if w.is_in_hand], _lease_seconds())
@@ -100,6 +99,12 @@ def _claim(delivery_ids: Sequence[int]) -> list[Call]:
     execute(_LEASE, (_lease_seconds(), [w.id for w in claimed]))
     facts = {fact.event_id: fact for fact in load_facts(w.event for w in claimed)}
     return [_call(w, facts[w.event], *endpoints[w.endpoint]) for w in claimed]
+
+
+def give_up(delivery_ids: Sequence[int], why: str) -> None:
+    """End pending deliveries as failed: shown, and replayed on demand."""
+    number = execute(_GIVE_UP, (why.replace("\x00", "")[:500], list(delivery_ids)))
+    metrics.notifications.labels("webhook", "failed").inc(number)
 
 
 def _lease_seconds() -> float:
@@ -156,7 +161,7 @@ _BEHIND = """
 SELECT n.id FROM unnest(%b::uuid[], %b::uuid[]) AS l(endpoint, lane)
  CROSS JOIN LATERAL (
    SELECT id, claimed_until FROM notifications_webhookdelivery
-    WHERE endpoint_id = l.endpoint AND lane = l.lane AND state = 'pending' ORDER BY id LIMIT %b) AS n
+    WHERE endpoint_id = l.endpoint AND lane = l.lane AND state = 'pending' ORDER BY event LIMIT %b) AS n
  WHERE coalesce(n.claimed_until <= statement_timestamp(), true)
 """
 
@@ -263,7 +268,7 @@ SELECT d.id FROM notifications_webhookdelivery d
  WHERE d.state = 'pending' AND coalesce(d.claimed_until <= statement_timestamp(), true)
    AND (d.lane IS NULL OR NOT EXISTS (
          SELECT FROM notifications_webhookdelivery b
-          WHERE b.endpoint_id = d.endpoint_id AND b.lane = d.lane AND b.state = 'pending' AND b.id < d.id))
+          WHERE b.endpoint_id = d.endpoint_id AND b.lane = d.lane AND b.state = 'pending' AND b.event < d.event))
    AND (SELECT e.published_at FROM messaging_event e WHERE e.subject = d.id::text AND e.type = 'webhook.pending'
          ORDER BY e.id DESC LIMIT 1) < %b
  ORDER BY d.id LIMIT %b

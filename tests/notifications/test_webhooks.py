@@ -12,12 +12,13 @@ from standardwebhooks import Webhook
 from accounts.models import Customer
 from bankcore.messaging import outbox
 from bankcore.messaging.breaker import force
-from bankcore.messaging.models import Event
+from bankcore.messaging.models import DeadLetter, Event
 from notifications import webhooks
 from notifications.channels import webhook as channel
 from notifications.dispatch import dispatch
 from notifications.endpoints import replay
 from notifications.models import WebhookDelivery, WebhookEndpoint
+from notifications.tasks import deliver_webhooks_task
 from notifications.webhooks import deliver_webhooks, redrive, retry_seconds
 from tests.outside import http_server, slowly
 
@@ -411,3 +412,43 @@ def test_dispatch_and_delivery_take_as_many_statements_for_fifty_as_for_two(serv
         counts.append(len(statements))
 
     assert counts[0] == counts[1]
+
+
+def test_the_order_is_that_of_the_events_however_dispatch_wrote_them(server, ada, shop, make_transfer):
+    listen(server, ada)
+    events = []
+    for _ in range(3):
+        transfer = make_transfer(ada.accounts_in_use[0], shop, 1, "posted", posted_at=timezone.now())
+        events.append(Event.objects.get(subject=str(transfer.pk)).pk)
+    for event in reversed(events):
+        dispatch([event])
+
+    while ids := due():
+        deliver_webhooks(ids)
+
+    assert told(server) == [f"evt_{event}" for event in events]
+
+
+def test_a_delivery_that_cannot_be_made_is_parked_and_ends(server, ada, shop, happen, monkeypatch, settings):
+    """A bug in one delivery: it goes to the desk once, and those behind it are made."""
+    settings.TASK_ATTEMPTS_MAX = 0
+    listen(server, ada)
+    first, second = happen(ada.accounts_in_use[0], shop), happen(ada.accounts_in_use[0], shop)
+    pay = webhooks.payload
+
+    def broken(fact):
+        if fact.event_id == first:
+            raise ZeroDivisionError("a bug")
+        return pay(fact)
+
+    monkeypatch.setattr(webhooks, "payload", broken)
+
+    deliver_webhooks_task([str(pk) for pk in due()])
+    redrive(timezone.now(), 100)
+    deliver_webhooks(due())
+
+    assert told(server) == [f"evt_{second}"]
+    states = WebhookDelivery.objects.order_by("event").values_list("state", "failure")
+    assert list(states) == [("failed", "ZeroDivisionError: a bug"), ("delivered", "")]
+    assert DeadLetter.objects.count() == 1
+    assert redrive(timezone.now(), 100) == 0
