@@ -383,6 +383,20 @@ def test_a_block_that_was_tampered_with_is_named(sealed, change):
     assert ("seal_block_broken", "messaging_event block 1") in found()
 
 
+def test_a_block_forged_with_a_head_that_fits_breaks_the_block_behind_it(sealed):
+    tamper("UPDATE messaging_event SET actor = 'someone else' WHERE subject = 'subject 0'")
+    second = Seal.objects.get(chain="messaging_event", number=2)
+    mark = SealMark.objects.get(chain="messaging_event")
+    # Seal the first block anew, exactly as the sealer would, and put the old second one behind it again.
+    tamper("DELETE FROM messaging_seal WHERE chain = 'messaging_event'")
+    SealMark.objects.filter(chain="messaging_event").update(number=0, head=bytes(32), settled_id=second.after_id)
+    assert seals._seal_block(EVENTS) == 4
+    second.save(force_insert=True)
+    SealMark.objects.filter(chain="messaging_event").update(number=2, head=second.head, settled_id=mark.settled_id)
+
+    assert found() == [("seal_block_broken", "messaging_event block 2")]
+
+
 def test_a_missing_block_is_named(sealed):
     tamper("DELETE FROM messaging_seal WHERE chain = 'messaging_event' AND number = 1")
 

@@ -212,7 +212,7 @@ def test_metrics_of_the_contract_are_scraped(bank: Bank) -> None:
         'bankcore_books_violations{check="balance_differs"}',
         "bankcore_books_proved_timestamp_seconds",
         'bankcore_books_violations{check="sealed_row_changed"}',
-        'bankcore_books_proof_seconds{kind="increment"}',
+        'bankcore_books_proof_seconds{kind="full"}',
         'bankcore_seal_lag_seconds{chain="accounts_journalline"}',
         'bankcore_seal_lag_rows{chain="messaging_auditentry"}',
         "bankcore_retries_total",
