@@ -10,6 +10,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from types import FrameType
 
@@ -26,6 +27,7 @@ from compose.instance import StackError
 QUICK_FAULTS = 26
 DEFAULT_MINUTES = 10.0
 DETAILS_MAX = 10
+SAME_SIGNAL_SECONDS = 1.0
 ALIASES = {"broker-kill": ("kill-broker-leader", "kill-broker-node"), "quick": QUICK}
 
 
@@ -74,7 +76,14 @@ def _options(asked: argparse.Namespace) -> Options:
 
 
 def _stop_on_signals(over: threading.Event, console: Console) -> None:
+    asked_at = float("-inf")
+
     def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal asked_at
+        before, asked_at = asked_at, time.monotonic()
+        # One Ctrl-C may come twice: to this process, and to the group that it is in.
+        if asked_at - before < SAME_SIGNAL_SECONDS:
+            return
         if over.is_set():
             # The second time somebody means it: unwind, which stops the stack.
             raise KeyboardInterrupt

@@ -140,11 +140,15 @@ class FullQueues(Fault):
         ]
 
     def heal(self, rig: Rig) -> None:
-        rig.cluster.delete_policy(self.policy)
+        # First room, then no policy: RabbitMQ tells publishers that a queue takes messages again only as its length
+        # falls below a limit, so without one they would be refused until they open another channel.
+        rig.cluster.set_policy(self.policy, "^posting-", {"max-length": 1_000_000})
         for pid in self.frozen:
             if not rig.is_gone(pid):
                 os.kill(pid, signal.SIGCONT)
         self.frozen = []
+        wait_until("the queues have room", lambda: not self._full(rig), seconds=30)
+        rig.cluster.delete_policy(self.policy)
 
 
 class _Alarm(Fault):
@@ -178,8 +182,8 @@ class DiskAlarm(_Alarm):
 
     name = "disk-alarm"
     numbers = ("F15", "F22")
-    raise_ = 'rabbit_disk_monitor:set_disk_free_limit("100TB").'
-    clear = 'rabbit_disk_monitor:set_disk_free_limit("64MB").'
+    raise_ = 'rabbit_disk_monitor:set_disk_free_limit(100000000000000).'
+    clear = 'rabbit_disk_monitor:set_disk_free_limit(64000000).'
     alarm = "disk_free_alarm"
 
 
