@@ -60,6 +60,30 @@ class Change(NamedTuple):
     reason: str = ""
 
 
+# Transfers that should have been here before these: of the same debit account, accepted earlier, waiting for the same
+# stage. A queue keeps order, so the broker has lost their message. One that failed (attempt > 0) or is to be tried
+# later stops nobody.
+_PREDECESSORS = """
+SELECT before.transfer_id
+  FROM (SELECT DISTINCT ON (debit_account_id) debit_account_id, transfer_id FROM transfers_opentransfer
+         WHERE transfer_id = ANY(%b::uuid[]) ORDER BY debit_account_id, transfer_id DESC) AS last
+  JOIN transfers_opentransfer AS before
+    ON before.debit_account_id = last.debit_account_id AND before.transfer_id < last.transfer_id
+   AND before.status = %b AND before.transfer_id <> ALL(%b::uuid[])
+  JOIN messaging_event AS e ON e.subject = before.transfer_id::text AND e.type = %b
+ GROUP BY before.transfer_id
+HAVING bool_and(e.attempt = 0 AND e.due_at <= statement_timestamp())
+"""
+
+
+def in_turn(transfer_ids: Sequence[UUID], *, status: Status) -> list[UUID]:
+    """Put in front of transfers those that the broker lost: earlier ones of the same account in the same status."""
+    ids = list(dict.fromkeys(transfer_ids))
+    before = [row[0] for row in fetch_all(_PREDECESSORS, (ids, str(status), ids, f"transfer.{status}"))]
+    # Ids are UUIDv7: their order is that of acceptance.
+    return sorted([*before, *ids]) if before else ids
+
+
 _CLAIM = """
 SELECT id, status, debit_account_id, credit_account_id, amount_minor, currency, created_at, updated_at,
        coalesce(expires_at < statement_timestamp(), false), request_id,

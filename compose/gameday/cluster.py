@@ -152,6 +152,15 @@ class Cluster:
                 continue
         return set()
 
+    def outvoted(self) -> list[str]:
+        """Nodes that answer and think that they run, while all of their peers think that they do not."""
+        views = {name: self.running(through=name) for name in NODES}
+        return [
+            name
+            for name in NODES
+            if name in views[name] and all(views[peer] and name not in views[peer] for peer in NODES if peer != name)
+        ]
+
     def queues(self, *, through: str | None = None) -> list[dict[str, Any]]:
         """Every queue of the application, with `leader`, `members` and `online` where they are known."""
         answer: list[dict[str, Any]] = self.api("GET", f"queues/{VHOST}", through=through).json()

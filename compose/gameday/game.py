@@ -105,7 +105,11 @@ def play(options: Options, timeline: Timeline, *, is_over: Callable[[], bool]) -
                 time.sleep(PAUSE_SECONDS)
         finally:
             timeline.say("heal", "everything")
-            heal_everything(running)
+            try:
+                heal_everything(running)
+            except Exception as error:
+                # Whatever stays broken, what there is has to be judged.
+                problems.append(f"not everything could be healed: {error}")
             healed = time.monotonic()
             try:
                 load.stop()

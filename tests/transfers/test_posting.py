@@ -206,6 +206,21 @@ def test_no_money_moves_when_the_event_cannot_be_written(accounts, make_transfer
     assert (entries(), heard()) == ([], [])
 
 
+def test_what_the_broker_lost_is_posted_before_what_came_after_it(accounts, make_transfer):
+    payer, other, shop = accounts(100, 100, 0)
+    lost = [make_transfer(payer, shop, amount) for amount in (90, 5)]
+    failing, elsewhere = make_transfer(payer, shop, 7), make_transfer(other, shop, 1)
+    Event.objects.filter(subject=str(failing.pk)).update(attempt=1)
+    delivered, later = make_transfer(payer, shop, 6), make_transfer(payer, shop, 1)
+
+    assert post_transfers([delivered.pk]) == 3
+
+    # The last one has no more money only because the lost ones were served before it.
+    assert ends(*lost, delivered) == [("posted", ""), ("posted", ""), ("rejected", "insufficient_funds")]
+    assert entries() == [f"transfer:{transfer.pk}" for transfer in lost]
+    assert ends(failing, elsewhere, later) == [("approved", "")] * 3
+
+
 def test_posting_takes_as_many_statements_for_200_as_for_one(accounts, make_transfer, statements):
     payers = accounts(*[100] * 200)
     (shop,) = accounts(0)
@@ -217,7 +232,7 @@ def test_posting_takes_as_many_statements_for_200_as_for_one(accounts, make_tran
         assert post_transfers([t.pk for t in some]) == len(some)
         counts.append(len([s for s in statements if "SAVEPOINT" not in s]))
 
-    assert counts == [3, 3]
+    assert counts == [4, 4]
     assert balances(shop) == [201]
 
 

@@ -158,6 +158,19 @@ def test_nothing_is_screened_when_its_event_cannot_be_written(accounts, make_tra
 
 
 @pytest.mark.django_db
+def test_what_the_broker_lost_is_screened_before_what_came_after_it(accounts, make_transfer):
+    payer, shop = accounts(100, 0)
+    lost, delivered, later = (make_transfer(payer, shop, 1, "accepted") for _ in range(3))
+
+    assert check_risk([delivered.pk]) == 2
+
+    approved = Event.objects.filter(type="transfer.approved").order_by("id").values_list("subject", flat=True)
+    assert list(approved) == [str(lost.pk), str(delivered.pk)]
+    later.refresh_from_db()
+    assert later.status == "accepted"
+
+
+@pytest.mark.django_db
 @pytest.mark.parametrize("review_from", [1, 1000])
 def test_screening_takes_as_many_statements_for_200_as_for_one(
     accounts, make_transfer, statements, settings, review_from

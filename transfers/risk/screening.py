@@ -12,7 +12,7 @@ from transfers import events
 from transfers.models import Review
 from transfers.risk import facts, provider
 from transfers.risk.rules import Limits, Opinion, Outcome, assess
-from transfers.states import Change, Claimed, Status, claim
+from transfers.states import Change, Claimed, Status, claim, in_turn
 
 _SCREENED = (Status.ACCEPTED, Status.SCHEDULED)
 
@@ -20,11 +20,14 @@ _SCREENED = (Status.ACCEPTED, Status.SCHEDULED)
 def check_risk(transfer_ids: Sequence[UUID]) -> int:
     """Screen accepted transfers and announce each result; return how many were screened.
 
+    Earlier ones of the same accounts whose messages the broker lost are screened with them, first.
+
     Safe to repeat: transfers that are no longer waiting for screening are left alone. Locks the transfers, but only
     after the provider outside (if there is one) has been asked: its slowness holds no lock.
     """
-    verdicts = provider.ask(transfer_ids, _SCREENED) if provider.is_configured() else None
-    return screen(transfer_ids, verdicts)
+    ids = in_turn(transfer_ids, status=Status.ACCEPTED)
+    verdicts = provider.ask(ids, _SCREENED) if provider.is_configured() else None
+    return screen(ids, verdicts)
 
 
 @transaction.atomic

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import pickle
 import random
@@ -48,8 +49,13 @@ def task_headers(task: str, **more: Any) -> dict[str, Any]:
     return {"lang": "py", "task": task, "id": message_id, "root_id": message_id, "retries": 0, "eta": None, **more}
 
 
-def poison(mark: str) -> dict[str, tuple[bytes, dict[str, Any], dict[str, Any]]]:
-    """Every kind of message that nobody can handle: body, headers and properties. `mark` makes the bodies unique."""
+def poison(seed: str) -> dict[str, tuple[bytes, dict[str, Any], dict[str, Any]]]:
+    """Every kind of message that nobody can handle: body, headers, properties. Bodies are unique; `seed` is hex."""
+    numbers = itertools.count()
+
+    def mark() -> str:
+        return f"{seed}{next(numbers):02x}"
+
     post, risk = "transfers.post_transfers", "transfers.check_risk"
     is_json: dict[str, Any] = {"content_type": "application/json", "content_encoding": "utf-8"}
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
@@ -59,37 +65,37 @@ def poison(mark: str) -> dict[str, tuple[bytes, dict[str, Any], dict[str, Any]]]
 
     forged = [str(uuid4())]
     return {
-        "not JSON": (f"{mark} this is not JSON".encode(), task_headers(post), is_json),
-        "cut off": (body([mark, *forged])[:-9], task_headers(post), is_json),
-        "not a task": (json.dumps({"hello": mark}).encode(), {}, is_json),
-        "no task named": (body([mark]), {"id": str(uuid4())}, is_json),
-        "unknown task": (body([mark]), task_headers("transfers.print_money"), is_json),
-        "too many arguments": (body([mark], 1, 2), task_headers(post), is_json),
-        "no arguments": (body(options={**embed, "chain": None, "mark": mark}), task_headers(post), is_json),
-        "unknown keyword": (body([mark], kwargs={"amount_minor": 1}), task_headers(post), is_json),
-        "ids of the wrong type": (body({"ids": mark}), task_headers(risk), is_json),
-        "a number for the ids": (body(int(mark, 16)), task_headers(post), is_json),
-        "a list of lists": (body([[mark]]), task_headers(post), is_json),
-        "a million ids": (body([mark] * 20_000), task_headers(post), is_json),
+        "not JSON": (f"{mark()} this is not JSON".encode(), task_headers(post), is_json),
+        "cut off": (body([mark(), *forged])[:-9], task_headers(post), is_json),
+        "not a task": (json.dumps({"hello": mark()}).encode(), {}, is_json),
+        "no task named": (body([mark()]), {"id": str(uuid4())}, is_json),
+        "unknown task": (body([mark()]), task_headers("transfers.print_money"), is_json),
+        "too many arguments": (body([mark()], 1, 2), task_headers(post), is_json),
+        "no arguments": (body(options={**embed, "chain": None, "mark": mark()}), task_headers(post), is_json),
+        "unknown keyword": (body([mark()], kwargs={"amount_minor": 1}), task_headers(post), is_json),
+        "ids of the wrong type": (body({"ids": mark()}), task_headers(risk), is_json),
+        "a number for the ids": (body(int(mark(), 16)), task_headers(post), is_json),
+        "a list of lists": (body([[mark()]]), task_headers(post), is_json),
+        "a million ids": (body([mark()] * 20_000), task_headers(post), is_json),
         "pickle": (
-            pickle.dumps({"mark": mark}),
+            pickle.dumps({"mark": mark()}),
             task_headers(post),
             {"content_type": "application/x-python-serialize"},
         ),
-        "yaml": (f"mark: {mark}".encode(), task_headers(post), {"content_type": "application/x-yaml"}),
-        "unknown content type": (mark.encode(), task_headers(post), {"content_type": "application/x-bank"}),
-        "no content type": (mark.encode(), {}, {}),
-        "unknown compression": (body([mark]), task_headers(post, compression="application/x-lha"), is_json),
-        "broken compression": (mark.encode(), task_headers(post, compression="application/x-gzip"), is_json),
+        "yaml": (f"mark: {mark()}".encode(), task_headers(post), {"content_type": "application/x-yaml"}),
+        "unknown content type": (mark().encode(), task_headers(post), {"content_type": "application/x-bank"}),
+        "no content type": (mark().encode(), {}, {}),
+        "unknown compression": (body([mark()]), task_headers(post, compression="application/x-lha"), is_json),
+        "broken compression": (mark().encode(), task_headers(post, compression="application/x-gzip"), is_json),
         "decompression bomb": (
-            zlib.compress(mark.encode() + b" " * 30_000_000),
+            zlib.compress(mark().encode() + b" " * 30_000_000),
             task_headers(post, compression="application/x-gzip"),
             is_json,
         ),
-        "bad UTF-8": (b'[["\xff\xfe' + mark.encode() + b'"],{},{}]', task_headers(post), is_json),
-        "body is null": (b"null" + b" " * (int(mark[:4], 16) % 997) + mark.encode(), task_headers(post), is_json),
-        "deeply nested": (b"[" * 50_000 + mark.encode(), task_headers(post), is_json),
-        "time limit of the wrong type": (body([mark], 1), task_headers(post, timelimit="never"), is_json),
+        "bad UTF-8": (b'[["\xff\xfe' + mark().encode() + b'"],{},{}]', task_headers(post), is_json),
+        "body is null": (b"null" + b" " * (7) + mark().encode(), task_headers(post), is_json),
+        "deeply nested": (b"[" * 50_000 + mark().encode(), task_headers(post), is_json),
+        "time limit of the wrong type": (body([mark()], 1), task_headers(post, timelimit="never"), is_json),
     }
 
 
@@ -106,7 +112,7 @@ class Poison(Fault):
     def inject(self, rig: Rig, rng: random.Random) -> None:
         queues = [f"risk-{rig.focus_partition}", f"posting-{rig.focus_partition}", "notifications"]
         with channel(rig) as broker:
-            for kind, (body, headers, properties) in poison(f"{rng.getrandbits(96):024x}").items():
+            for kind, (body, headers, properties) in poison(f"{rng.getrandbits(88):022x}").items():
                 queue = rng.choice(queues)
                 message = amqp.Message(body, application_headers=headers, delivery_mode=2, **properties)
                 broker.basic_publish_confirm(

@@ -184,8 +184,8 @@ class DiskAlarm(_Alarm):
 
     name = "disk-alarm"
     numbers = ("F15", "F22")
-    raise_ = 'rabbit_disk_monitor:set_disk_free_limit(100000000000000).'
-    clear = 'rabbit_disk_monitor:set_disk_free_limit(64000000).'
+    raise_ = "rabbit_disk_monitor:set_disk_free_limit(100000000000000)."
+    clear = "rabbit_disk_monitor:set_disk_free_limit(64000000)."
     alarm = "disk_free_alarm"
 
 
