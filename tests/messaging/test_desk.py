@@ -9,6 +9,7 @@ from backports import zstd
 from django.contrib.auth import get_user_model
 from django.db import IntegrityError, connection, transaction
 
+from accounts.access import Client
 from accounts.models import Account, JournalEntry
 from bankcore.errors import BankError, NotFound
 from bankcore.messaging import dead_letters, desk, outbox
@@ -24,6 +25,7 @@ from bankcore.messaging.forecasts import foresee
 from bankcore.messaging.models import AuditEntry, DeadLetter, DeskRequest, Event
 from bankcore.messaging.relay import Relay
 from transfers import posting
+from transfers.cancellation import cancel_transfer
 from transfers.models import Review, Transfer
 from transfers.parking import park_transfer
 from transfers.posting import post_transfers
@@ -229,6 +231,26 @@ def test_of_a_replay_and_a_discard_at_once_one_happens(parked, olga, otto):
 
         assert answers in (["dead_letter_resolved", "replayed"], ["dead_letter_resolved", "discarded"])
         assert state(letter)[:2] == (("replayed", "approved") if "replayed" in answers else ("discarded", "rejected"))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_cancellation_at_the_same_time_comes_first_or_second_and_never_deadlocks(parked, olga):
+    client = Client(name="shop", customer_id=None, scopes=frozenset({"staff"}), staff_user_id=None)
+
+    def cancel(letter):
+        cancel_transfer(UUID(letter.subject), client=client)
+        return desk.Outcome(letter.pk, "cancelled")
+
+    for _ in range(10):
+        letter = parked(1)
+
+        answers = _together(
+            lambda letter=letter: desk.replay(letter.pk, actor=olga), lambda letter=letter: cancel(letter)
+        )
+
+        # A transfer that goes on can be cancelled as well, a moment later.
+        assert answers in (["cancelled", "dead_letter_resolved"], ["cancelled", "replayed"])
+        assert state(letter)[1:] == ("cancelled", "cancelled_by_client")
 
 
 # -- discard -----------------------------------------------------------------------------------------------------------
