@@ -21,6 +21,11 @@ from bankcore.metrics import admission, count_transfers
 from transfers.errors import BatchRefused, ExternalIdReused, IdempotencyKeyReused
 from transfers.models import Batch
 from transfers.orders import TransferOrder, fingerprint, read_accounts, refusal
+from transfers.rowfiles import BrokenRow
+
+# Ten thousand rows that are wrong all over must not fill the memory with what is wrong.
+ROW_ERRORS_MAX = 20
+ROW_FIELDS_MAX = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +44,15 @@ class _Rows:
     orders: dict[int, TransferOrder]
     malformed: list[FieldError]
     refused: list[FieldError]
+    # Of a file: the line on which each row begins.
+    lines: Sequence[int] = ()
 
     @property
     def errors(self) -> list[FieldError]:
-        return sorted([*self.malformed, *self.refused], key=lambda error: int(error.field.split(".")[1]))
+        errors = sorted([*self.malformed, *self.refused], key=_place)
+        if not self.lines:
+            return errors
+        return [FieldError(e.field, e.code, f"Line {self.lines[_place(e)]}: {e.message}") for e in errors]
 
     def refuse(self, place: int, error: BankError) -> None:
         del self.orders[place]
@@ -51,8 +61,16 @@ class _Rows:
             (self.malformed if isinstance(error, Invalid) else self.refused).append(inner)
 
 
-def accept_batch(rows: Sequence[Any], *, atomic: bool, client: Client, idempotency_key: str | None) -> BatchAccepted:
+def _place(error: FieldError) -> int:
+    return int(error.field.split(".")[1])
+
+
+def accept_batch(
+    rows: Sequence[Any], *, atomic: bool, client: Client, idempotency_key: str | None, lines: Sequence[int] = ()
+) -> BatchAccepted:
     """Write down every order of `rows` (parsed JSON), or with `atomic` false every good one, in one transaction.
+
+    `lines` says on which line of a file each row begins; what is wrong with it then says so.
 
     Raises:
         Invalid: atomic, and some rows are malformed.
@@ -62,7 +80,7 @@ def accept_batch(rows: Sequence[Any], *, atomic: bool, client: Client, idempoten
     digest = fingerprint([atomic, rows])
     if idempotency_key is not None and (earlier := _replay(client, idempotency_key, digest)):
         return earlier
-    good = _checked(rows, client)
+    good = _checked(rows, client, lines)
     _decide(good, atomic=atomic)
     with transaction.atomic():
         batch = Batch(
@@ -82,13 +100,16 @@ def accept_batch(rows: Sequence[Any], *, atomic: bool, client: Client, idempoten
     return BatchAccepted(batch, counts, replayed=False)
 
 
-def _checked(rows: Sequence[Any], client: Client) -> _Rows:
-    checked = _Rows(orders={}, malformed=[], refused=[])
+def _checked(rows: Sequence[Any], client: Client, lines: Sequence[int]) -> _Rows:
+    checked = _Rows(orders={}, malformed=[], refused=[], lines=lines)
     for place, row in enumerate(rows):
+        if unreadable := _unreadable(row):
+            checked.malformed.append(FieldError(f"transfers.{place}", "malformed_row", unreadable))
+            continue
         try:
             checked.orders[place] = TransferOrder.model_validate(row)
         except ValidationError as error:
-            checked.malformed.extend(field_errors(error, prefix=("transfers", str(place))))
+            checked.malformed.extend(field_errors(error, prefix=("transfers", str(place)))[:ROW_ERRORS_MAX])
     accounts = read_accounts({a for o in checked.orders.values() for a in (o.debit_account, o.credit_account)})
     seen: set[str] = set()
     for place, order in list(checked.orders.items()):
@@ -100,6 +121,15 @@ def _checked(rows: Sequence[Any], client: Client) -> _Rows:
         if refused is not None:
             checked.refuse(place, refused)
     return checked
+
+
+def _unreadable(row: Any) -> str:
+    """Say why a row is not even looked at: its line could not be read, or it would be wrong in very many places."""
+    if isinstance(row, BrokenRow):
+        return str(row)
+    metadata = row.get("metadata") if isinstance(row, dict) else None
+    sizes = [len(part) for part in (row, metadata) if isinstance(part, dict | list)]
+    return f"It has more than {ROW_FIELDS_MAX} fields." if max(sizes, default=0) > ROW_FIELDS_MAX else ""
 
 
 def _decide(rows: _Rows, *, atomic: bool) -> None:

@@ -1,57 +1,105 @@
 """Reading the rows of a batch that comes as lines of JSON or as CSV. What the rows mean is checked like any other's."""
 
 import csv
+import io
 import re
+from dataclasses import dataclass, field
 from typing import Any
+
+from django.conf import settings
 
 from bankcore.api import parse_json
 from bankcore.errors import FieldError, Invalid, MalformedJson
+from transfers.errors import BatchTooLarge
 
 # What an amount looks like in CSV, where there are no numbers; anything else stays text, and is refused as such.
 _AMOUNT = re.compile(r"[1-9][0-9]{0,17}")
+_OTHER_DELIMITERS = (";", "\t", "|")
 
 
-def rows_of_ndjson(body: bytes) -> list[Any]:
-    """Read one JSON value a line; empty lines are skipped.
+class BrokenRow(str):
+    """Stands in the place of a row that cannot be read, and says why."""
 
-    Raises:
-        MalformedJson: naming the line.
-    """
-    rows = []
-    for number, line in enumerate(body.split(b"\n"), start=1):
+
+@dataclass(slots=True)
+class RowFile:
+    """The rows, and the line on which each of them begins."""
+
+    rows: list[Any] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+
+    def add(self, row: Any, line: int) -> None:
+        """Take one more row.
+
+        Raises:
+            BatchTooLarge: there are more than a batch may have; the rest is not read.
+        """
+        if len(self.rows) >= settings.BATCH_TRANSFERS_MAX:
+            raise BatchTooLarge(f"At most {settings.BATCH_TRANSFERS_MAX:,} transfers come in one batch.")
+        self.rows.append(row)
+        self.lines.append(line)
+
+
+def rows_of_ndjson(body: bytes) -> RowFile:
+    """Read one JSON value a line; empty lines are skipped. A line that is no JSON becomes a broken row."""
+    file = RowFile()
+    for number, line in enumerate(io.BytesIO(body.removeprefix(b"\xef\xbb\xbf")), start=1):
         if line.strip():
             try:
-                rows.append(parse_json(line))
+                file.add(parse_json(line), number)
             except MalformedJson as error:
-                raise MalformedJson(f"Line {number}: {error.detail}") from error
-    return rows
+                file.add(BrokenRow(error.detail), number)
+    return file
 
 
-def rows_of_csv(body: bytes) -> list[Any]:
-    """Read rows under a line of field names; an empty cell is a field not given.
+def rows_of_csv(body: bytes) -> RowFile:
+    """Read rows under a line of field names; an empty cell is a field not given. A row of another width is broken.
 
     Raises:
-        Invalid: it is not CSV in UTF-8, names a column twice, or a row has more cells than there are columns.
+        Invalid: it is not CSV in UTF-8 with commas, or names a column twice; says on which line.
     """
+    text = _text(body)
+    # Its own line ends, and no others that Unicode knows, are those of the file.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    file, names, begin = RowFile(), [""], 1
+    try:
+        names = next(reader, [])
+        _check_names(names)
+        begin = reader.line_num + 1
+        for cells in reader:
+            if cells:
+                file.add(_row(names, cells), begin)
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise _malformed(begin, f"{error}.") from error
+    return file
+
+
+def _text(body: bytes) -> str:
     try:
         text = body.decode("utf-8-sig")
-        if "\0" in text:
-            raise ValueError("The text holds NUL.")
-        lines = [line for line in csv.reader(text.splitlines(keepends=True), strict=True) if line]
-    except (ValueError, csv.Error) as error:
-        raise Invalid(errors=[FieldError("body", "malformed_csv", str(error)[:200])]) from error
-    names, *rows = lines or [[]]
+    except UnicodeDecodeError as error:
+        raise _malformed(body.count(b"\n", 0, error.start) + 1, "This is not UTF-8.") from error
+    if (nul := text.find("\0")) >= 0:
+        raise _malformed(text.count("\n", 0, nul) + 1, "The text holds NUL.")
+    return text
+
+
+def _check_names(names: list[str]) -> None:
+    if len(names) == 1 and (other := next((d for d in _OTHER_DELIMITERS if d in names[0]), None)):
+        raise _malformed(1, f"The columns are separated by {other!r}; separate them by commas.")
     if len(set(names)) != len(names):
-        raise Invalid(errors=[FieldError("body", "malformed_csv", "The first line names a column twice.")])
-    if uneven := [place for place, cells in enumerate(rows) if len(cells) != len(names)]:
-        raise Invalid(
-            errors=[FieldError(f"transfers.{uneven[0]}", "malformed_csv", f"A row has {len(names)} cells here.")]
-        )
-    return [_row(dict(zip(names, cells, strict=True))) for cells in rows]
+        raise _malformed(1, "It names a column twice.")
 
 
-def _row(cells: dict[str, str]) -> dict[str, Any]:
-    row: dict[str, Any] = {name: cell for name, cell in cells.items() if cell}
+def _malformed(line: int, why: str) -> Invalid:
+    return Invalid(errors=[FieldError("body", "malformed_csv", f"Line {line}: {why}"[:200])])
+
+
+def _row(names: list[str], cells: list[str]) -> Any:
+    if len(cells) != len(names):
+        return BrokenRow(f"There are {len(cells)} cells under {len(names)} names.")
+    row: dict[str, Any] = {name: cell for name, cell in zip(names, cells, strict=True) if cell}
     if _AMOUNT.fullmatch(row.get("amount_minor", "")):
         row["amount_minor"] = int(row["amount_minor"])
     return row

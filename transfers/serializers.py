@@ -32,18 +32,21 @@ class BatchOrder(BaseModel):
 _ROW_READERS = {"application/x-ndjson": rows_of_ndjson, "text/csv": rows_of_csv}
 
 
-def read_batch_order(request: Any) -> BatchOrder:
-    """Read a batch as one JSON object, or its rows alone as NDJSON or CSV, with `?atomic=` in the address."""
+def read_batch_order(request: Any) -> tuple[BatchOrder, list[int]]:
+    """Read a batch as one JSON object, or its rows alone as NDJSON or CSV, with `?atomic=` in the address.
+
+    Returns the order and, of a file, the line on which each row begins.
+    """
     bytes_max = settings.BATCH_BYTES_MAX
     media_type = request.META.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
     if media_type not in _ROW_READERS:
         read_query(request, {})
-        return read_model(request, BatchOrder, bytes_max)
+        return read_model(request, BatchOrder, bytes_max), []
     atomic = read_query(request, {"atomic": _flag}).get("atomic", True)
-    rows = _ROW_READERS[media_type](read_body(request, bytes_max, content_types=[media_type]))
-    if not rows:
+    file = _ROW_READERS[media_type](read_body(request, bytes_max, content_types=[media_type]))
+    if not file.rows:
         raise Invalid(errors=[FieldError("transfers", "too_short", "There is no row.")])
-    return BatchOrder(atomic=atomic, transfers=rows)
+    return BatchOrder(atomic=atomic, transfers=file.rows), file.lines
 
 
 def _flag(text: str) -> bool:

@@ -193,7 +193,7 @@ class Batches(View):
         # Before the body is read, so that a refusal is cheap; its rows are known only afterwards.
         self.spend("transfers", request.user.namespace)
         check(request.user.namespace, 1, Priority.BATCH)
-        order = shapes.read_batch_order(request)
+        order, lines = shapes.read_batch_order(request)
         if len(order.transfers) > settings.BATCH_TRANSFERS_MAX:
             raise BatchTooLarge(f"At most {settings.BATCH_TRANSFERS_MAX:,} transfers come in one batch.")
         rows = len(order.transfers)
@@ -201,7 +201,7 @@ class Batches(View):
         if rows > 1:
             self.spend("transfers", request.user.namespace, rows - 1)
         admit(request.user.namespace, rows, priority_of(rows))
-        done = accept_batch(order.transfers, atomic=order.atomic, client=request.user, idempotency_key=key)
+        done = accept_batch(order.transfers, atomic=order.atomic, client=request.user, idempotency_key=key, lines=lines)
         content = shapes.show_batch(done.batch, done.status_counts)
         return _accepted(content, f"/api/v1/batches/{done.batch.id}", replayed=done.replayed)
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -177,9 +178,9 @@ def test_rows_come_as_csv(bank: Any) -> None:
 @pytest.mark.parametrize(
     ("content_type", "body", "code"),
     [
-        ("application/x-ndjson", b"{}\n{", "malformed_json"),
+        ("application/x-ndjson", b"{}\n{", "validation_error"),
         ("application/x-ndjson", b"\n", "validation_error"),
-        ("application/x-ndjson", b'{"a": "\\u0000"}', "malformed_json"),
+        ("application/x-ndjson", b'{"a": "\\u0000"}', "validation_error"),
         ("text/csv", b"", "validation_error"),
         ("text/csv", b"amount_minor\n1,2\n", "validation_error"),
         ("text/csv", b"currency,currency\nEUR,EUR\n", "validation_error"),
@@ -194,3 +195,98 @@ def test_wrong_rows_are_refused(bank: Any, assert_refused: Any, content_type: st
     response = bank.as_anna.post("batches", body or b"\n", content_type=content_type, idempotency_key="k")
 
     assert_refused(response, 422 if code is None else 400, code or "batch_refused")
+
+
+_HEAD = "debit_account,credit_account,amount_minor,currency,reference"
+
+
+def _csv(bank: Any, *lines: str) -> bytes:
+    accounts = f"{bank.annas.id},{bank.brunos.id}"
+    return "\n".join([_HEAD, *(line.replace("@", accounts) for line in lines)]).encode()
+
+
+def test_what_is_wrong_in_a_file_is_told_by_its_line(bank: Any) -> None:
+    body = _csv(bank, "@,100,EUR,ok", "", '@,100,EUR,"two\nlines"', "@,0,EUR,", "@,1,EUR", "@,1,EUR,,,", "@,200,EUR,")
+
+    batch = bank.as_anna.post("batches?atomic=false", body, content_type="text/csv").json()
+
+    assert batch["accepted"] == 2
+    assert [(row["field"], row["code"], row["message"].partition(":")[0]) for row in batch["refused"]] == [
+        ("transfers.1.reference", "control_character", "Line 4"),
+        ("transfers.2.amount_minor", "int_type", "Line 6"),
+        ("transfers.3", "malformed_row", "Line 7"),
+        ("transfers.4", "malformed_row", "Line 8"),
+    ]
+
+
+def test_a_broken_line_of_json_does_not_hide_the_others(bank: Any) -> None:
+    good = json.dumps(bank.body())
+    lines = [good, "", '{"debit_account": ', good, '{"a": "\\u0000"}', "[1,", "\x00"]
+
+    response = bank.as_anna.post(
+        "batches?atomic=false", "\r\n".join(lines).encode(), content_type="application/x-ndjson"
+    )
+
+    batch = response.json()
+    assert (response.status_code, batch["accepted"]) == (202, 2)
+    assert [(row["field"], row["code"], row["message"].partition(":")[0]) for row in batch["refused"]] == [
+        ("transfers.1", "malformed_row", "Line 3"),
+        ("transfers.3", "malformed_row", "Line 5"),
+        ("transfers.4", "malformed_row", "Line 6"),
+        ("transfers.5", "malformed_row", "Line 7"),
+    ]
+
+
+@pytest.mark.parametrize("content_type", ["text/csv", "application/x-ndjson"])
+def test_a_byte_order_mark_is_no_part_of_the_file(bank: Any, content_type: str) -> None:
+    body = _csv(bank, "@,100,EUR,") if content_type == "text/csv" else json.dumps(bank.body()).encode()
+
+    response = bank.as_anna.post("batches", b"\xef\xbb\xbf" + body, content_type=content_type)
+
+    assert (response.status_code, response.json()["accepted"]) == (202, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"debit_account;credit_account;amount_minor\na;b;1\n", "Line 1: The columns are separated by ';'"),
+        (b"debit_account\tcredit_account\na\tb\n", "Line 1: The columns are separated by '\\t'"),
+        (b"currency\nEUR\nE\x00R\n", "Line 3: The text holds NUL."),
+        (b"currency\nEUR\nEUR\n\xff\n", "Line 4: This is not UTF-8."),
+        (b'currency,reference\nEUR,a\nEUR,"open\nEUR,b\n', "Line 3: unexpected end of data."),
+        (b'currency,reference\nEUR,"a"b\n', "Line 2: ',' expected after '\"'."),
+        (b"currency,currency\nEUR,EUR\n", "Line 1: It names a column twice."),
+    ],
+)
+def test_a_file_that_is_no_csv_is_told_where(bank: Any, assert_refused: Any, body: bytes, message: str) -> None:
+    response = bank.as_anna.post("batches?atomic=false", body, content_type="text/csv")
+
+    problem = assert_refused(response, 400, "validation_error")
+    assert [(e["field"], e["code"]) for e in problem["errors"]] == [("body", "malformed_csv")]
+    assert problem["errors"][0]["message"].startswith(message)
+
+
+@pytest.mark.parametrize(("content_type", "line"), [("text/csv", b"EUR\n"), ("application/x-ndjson", b"{}\n")])
+def test_a_file_of_too_many_rows_is_not_read_to_its_end(
+    bank: Any, assert_refused: Any, content_type: str, line: bytes
+) -> None:
+    body = (b"currency\n" if content_type == "text/csv" else b"") + line * 10_001
+
+    assert_refused(bank.as_anna.post("batches", body, content_type=content_type), 413, "batch_too_large")
+
+
+def test_rows_that_are_wrong_all_over_do_not_fill_the_memory(bank: Any, assert_refused: Any) -> None:
+    wide = {f"k{n}": 1 for n in range(60)}
+    rows = [wide, bank.body(metadata=wide), *([{f"k{n}": 1 for n in range(40)}] * 3000)]
+
+    tracemalloc.start()
+    response = bank.as_anna.post("batches", {"transfers": rows})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    problem = assert_refused(response, 400, "validation_error")
+    assert [(e["field"], e["code"]) for e in problem["errors"][:3]] == [
+        ("transfers.0", "malformed_row"), ("transfers.1", "malformed_row"), ("transfers.2.debit_account", "required"),
+    ]  # fmt: skip
+    assert problem["errors"][-1]["code"] == "more_errors"
+    assert peak < 100_000_000
