@@ -5,10 +5,11 @@ from collections import Counter, deque
 
 from bankcore.database import fetch_all
 from bankcore.messaging.backpressure import Measured
-from bankcore.messaging.drain import LAG_SECONDS
 
 # Above this many waiting the count stops; from there on arrivals and departures are added up.
 COUNT_MAX = 100_000
+# Events are counted once they are this old, as a transaction may commit after one that began later.
+LAG_SECONDS = 1.0
 # More new events than this are counted in part, and the part is taken for the whole.
 EVENTS_READ_MAX = 10_000
 
@@ -31,6 +32,7 @@ class Backlog:
     def __init__(self) -> None:
         self._edges: deque[tuple[float, int]] = deque()
         self._counted_to: int | None = None
+        self._counted_at: float | None = None
         self._happened: Counter[str] = Counter()
         # Waiting for risk, and in all, while more wait than are counted.
         self._beyond: tuple[int, int] | None = None
@@ -44,18 +46,20 @@ class Backlog:
         now = time.monotonic()
         ((accepted, approved, newest),) = fetch_all(_WAITING)
         self._edges.append((now, newest))
+        self._counted_at = self._counted_at or now
         new = self._count(now)
         risk, total = self._follow(accepted, accepted + approved, new)
         return Measured(
             waiting={"risk": risk, "posting": total},
             done={"risk": _sum(self._happened, _LEFT_RISK), "posting": _sum(self._happened, _LEFT_POSTING)},
+            done_at=self._counted_at,
         )
 
     def _count(self, now: float) -> Counter[str]:
         """Count the events between the last edge and the newest one that is old enough."""
         edge = self._counted_to
         while self._edges and now - self._edges[0][0] >= LAG_SECONDS:
-            edge = self._edges.popleft()[1]
+            self._counted_at, edge = self._edges.popleft()
         begin, self._counted_to = self._counted_to, edge
         if begin is None or edge is None or edge <= begin:
             return Counter()

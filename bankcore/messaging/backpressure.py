@@ -67,10 +67,14 @@ class Overloaded(BankError):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a probe reads, per stage: transfers that are in front of a new one there, and transfers done so far."""
+    """What a probe reads, per stage: transfers that are in front of a new one there, and transfers done so far.
+
+    `done_at` (monotonic) is when that was so, if it is not now.
+    """
 
     waiting: Mapping[str, int]
     done: Mapping[str, int]
+    done_at: float | None = None
 
 
 Probe = Callable[[], Measured]
@@ -216,7 +220,7 @@ class Gate:
         now = time.monotonic()
         for stage, waiting in measured.waiting.items():
             drain = self._drains.setdefault(stage, Drain(settings.DRAIN_RATE_START))
-            drain.observe(Reading(at=now, waiting=waiting, done=measured.done[stage]))
+            drain.observe(Reading(now, waiting, measured.done[stage], measured.done_at or now))
         stalls = [d.stalled_since for d in self._drains.values() if d.stalled_since is not None]
         self._view = _View(
             at=now,

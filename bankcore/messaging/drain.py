@@ -8,8 +8,6 @@ from collections import deque
 from dataclasses import dataclass
 
 WINDOW_SECONDS = 5.0
-# Readings of what was done lag behind by this much (a transaction may commit after one that began later).
-LAG_SECONDS = 1.0
 LEARN_SECONDS = 1.0
 SMOOTHING_SECONDS = 2.0
 # A stage is busy while this much of its work waits: less may be what is in its hands.
@@ -24,11 +22,15 @@ RATE_MIN = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What waited for a stage at a moment (seconds of a monotonic clock), and how many it had done since some start."""
+    """What waited for a stage at a moment (seconds of a monotonic clock).
+
+    `done` is how many the stage had done since some start, up to `done_at`, which is a little earlier than `at`.
+    """
 
     at: float
     waiting: int
     done: int
+    done_at: float
 
 
 class Drain:
@@ -82,19 +84,20 @@ class Drain:
             self._busy.append(reading)
         self._recent.append(reading)
         for kept in (self._busy, self._recent):
-            while kept and reading.at - kept[0].at > WINDOW_SECONDS + LAG_SECONDS:
+            while kept and reading.done_at - kept[0].done_at > WINDOW_SECONDS:
                 kept.popleft()
-        if self._busy and reading.at - self._busy[0].at >= LAG_SECONDS + LEARN_SECONDS:
-            self._take(_speed(self._busy, skip_seconds=LAG_SECONDS))
-        elif reading.at - self._recent[0].at >= LEARN_SECONDS:
-            self.rate = max(self.rate, _speed(self._recent))
+        # Only what was done while a backlog stood there.
+        busy = [r for r in self._busy if r.done_at >= self._busy[0].at]
+        if len(busy) > 1 and reading.done_at - busy[0].done_at >= LEARN_SECONDS:
+            self._take(_speed(busy[0], reading), passed_seconds=reading.done_at - busy[-2].done_at)
+        elif not self._busy and reading.done_at - self._recent[0].done_at >= LEARN_SECONDS:
+            self.rate = max(self.rate, _speed(self._recent[0], reading))
 
-    def _take(self, measured: float) -> None:
+    def _take(self, measured: float, *, passed_seconds: float) -> None:
         if not self._learnt:
             self._learnt, self.rate = True, max(measured, RATE_MIN)
             return
-        passed = self._busy[-1].at - self._busy[-2].at
-        self.rate += (measured - self.rate) * min(1.0, passed / SMOOTHING_SECONDS)
+        self.rate += (measured - self.rate) * min(1.0, passed_seconds / SMOOTHING_SECONDS)
         self.rate = max(self.rate, RATE_MIN)
 
     def wait_seconds(self, ahead: int) -> float:
@@ -102,8 +105,6 @@ class Drain:
         return ahead / self.rate
 
 
-def _speed(readings: deque[Reading], *, skip_seconds: float = 0.0) -> float:
-    """What was done a second, from the first reading that is `skip_seconds` in to the last."""
-    last = readings[-1]
-    first = next(r for r in readings if r.at - readings[0].at >= skip_seconds)
-    return (last.done - first.done) / (last.at - first.at) if last.at > first.at else 0.0
+def _speed(first: Reading, last: Reading) -> float:
+    """What was done a second from one reading to another."""
+    return (last.done - first.done) / (last.done_at - first.done_at)

@@ -33,6 +33,8 @@ BUSY_SECONDS = 0.002
 # While a queue refuses, looking again costs more: what waits for it is looked through.
 BUSY_SECONDS_REFUSED = 0.05
 REDECLARE_SECONDS = 1.0
+# While a queue refuses, the connection is opened anew this often.
+REOPEN_SECONDS = 5.0
 BACKOFF_SECONDS_MAX = 5.0
 
 # A worker can have the message, fail, and make the event due again before the broker's confirm is here: that next
@@ -50,6 +52,7 @@ class Relay:
     def __init__(self, stop: threading.Event) -> None:
         self.stop = stop
         self.publisher: Publisher | None = None
+        self._reopened_at = 0.0
         self.gathering = Gathering()
         self.due = DueEvents(EVENTS_MAX)
         self.lease: Lease | None = None
@@ -96,6 +99,7 @@ class Relay:
         if unsent:
             metrics.retries.labels("relay", "not_taken").inc()
             self._redeclare(self._publisher().unroutable)
+            self._reopen()
         elif (pause := self.gathering.seconds_to_wait(len(rows))) and len(rows) < EVENTS_MAX:
             self.stop.wait(pause)
 
@@ -135,6 +139,16 @@ class Relay:
     def _mark(self, database: psycopg.Connection, event_ids: Sequence[int], attempts: dict[int, int]) -> None:
         if event_ids:
             database.execute(_MARK, (list(event_ids), [attempts[i] for i in event_ids]), prepare=True)
+
+    def _reopen(self) -> None:
+        """Leave a channel to which a queue was full, now and then.
+
+        The broker keeps for each channel that a quorum queue was full, until it drains; but not when its limit is
+        lifted (seen with RabbitMQ 3.10: the queue stood empty, and this channel's messages were refused).
+        """
+        if time.monotonic() - self._reopened_at > REOPEN_SECONDS:
+            self._reopened_at = time.monotonic()
+            self._drop_publisher()
 
     def _publisher(self) -> Publisher:
         if self.publisher is None:

@@ -4,7 +4,7 @@ import pytest
 
 from bankcore.messaging.drain import Drain, Reading
 
-BEGIN = Reading(0.0, 0, 0)
+BEGIN = Reading(0.0, 0, 0, 0.0)
 
 
 def feed(drain: Drain, *, seconds: float, arrivals: float, capacity: float, start: Reading = BEGIN) -> Reading:
@@ -15,14 +15,14 @@ def feed(drain: Drain, *, seconds: float, arrivals: float, capacity: float, star
         waiting += arrivals * 0.25
         worked = min(waiting, capacity * 0.25)
         waiting, done = waiting - worked, done + worked
-        drain.observe(Reading(at, int(waiting), int(done)))
-    return Reading(at, int(waiting), int(done))
+        drain.observe(Reading(at, int(waiting), int(done), at))
+    return Reading(at, int(waiting), int(done), at)
 
 
 @pytest.mark.parametrize("start_rate", [1, 1000, 50_000])
 def test_the_rate_is_learnt_within_seconds_whatever_was_believed_before(start_rate: float) -> None:
     drain = Drain(start_rate)
-    begun = Reading(0.0, 60_000, 0)
+    begun = Reading(0.0, 60_000, 0, 0.0)
     drain.observe(begun)
 
     feed(drain, seconds=4, arrivals=10_000, capacity=2000, start=begun)
@@ -34,7 +34,7 @@ def test_an_idle_stage_is_not_taken_for_a_slow_one() -> None:
     drain = Drain(1000)
     busy = feed(drain, seconds=10, arrivals=5000, capacity=2000)
 
-    feed(drain, seconds=60, arrivals=10, capacity=2000, start=Reading(busy.at, 0, busy.done))
+    feed(drain, seconds=60, arrivals=10, capacity=2000, start=Reading(busy.at, 0, busy.done, busy.at))
 
     assert drain.rate == pytest.approx(2000, rel=0.02)
 
@@ -72,7 +72,7 @@ def test_an_outage_is_seen_and_does_not_count_as_slowness() -> None:
 
 def test_transfers_that_are_stuck_for_good_are_no_outage() -> None:
     drain = Drain(1000)
-    stuck = Reading(0.0, 7, 0)
+    stuck = Reading(0.0, 7, 0, 0.0)
     drain.observe(stuck)
 
     quiet = feed(drain, seconds=3600, arrivals=0, capacity=0, start=stuck)
@@ -82,10 +82,10 @@ def test_transfers_that_are_stuck_for_good_are_no_outage() -> None:
 
 def test_one_more_transfer_that_does_not_move_is_an_outage() -> None:
     drain = Drain(1000)
-    drain.observe(Reading(0.0, 7, 0))
+    drain.observe(Reading(0.0, 7, 0, 0.0))
 
     for at in (1.0, 2.0, 3.0):
-        drain.observe(Reading(at, 8, 0))
+        drain.observe(Reading(at, 8, 0, at))
 
     assert drain.stalled_since == 1.0
 
@@ -94,6 +94,22 @@ def test_a_long_backlog_that_does_not_move_is_an_outage_from_the_first_reading_o
     drain = Drain(1000)
 
     for at in (0.0, 1.0, 2.0, 3.0):
-        drain.observe(Reading(at, 45_000, 0))
+        drain.observe(Reading(at, 45_000, 0, at))
 
     assert drain.stalled_since == 1.0
+
+
+def test_what_was_done_before_the_backlog_came_does_not_count() -> None:
+    drain = Drain(1000)
+
+    # Idle up to second 10; then 2,000 a second are done, and readings are rare and tell of two seconds ago.
+    for at, waiting, done in (
+        (9.0, 0, 0),
+        (10.0, 20_000, 0),
+        (12.0, 16_000, 0),
+        (13.5, 13_000, 3000),
+        (15.0, 9_000, 6000),
+    ):
+        drain.observe(Reading(at, waiting, done, at - 2.0))
+
+    assert drain.rate == pytest.approx(2000, rel=0.01)
