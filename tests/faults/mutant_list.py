@@ -114,7 +114,7 @@ MUTANTS = (
         "sweep takes what is on its way", "transfers/sweep.py",
         "   AND e.published_at < statement_timestamp() - %s * interval '1 second'\n",
         "   AND (e.published_at IS NULL OR %s > 0)\n",
-        SWEEP + "test_what_is_not_stuck_is_left_alone",
+        SWEEP + "test_what_was_handed_over_just_now_is_on_its_way_however_old_the_transfer_is",
     ),
     # -- messages ------------------------------------------------------------------------------------------------------
     Mutant(
@@ -126,7 +126,7 @@ MUTANTS = (
     ),
     Mutant(
         "due events without their order", "bankcore/messaging/due.py",
-        "  ORDER BY id LIMIT %s)", "  ORDER BY id DESC LIMIT %s)",
+        "return sorted(self._page(database, Place()))", "return sorted(self._page(database, Place()), reverse=True)",
         RELAY + "test_each_queue_gets_its_events_in_order",
     ),
     Mutant(

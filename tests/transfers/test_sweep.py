@@ -57,3 +57,14 @@ def test_what_is_not_stuck_is_left_alone(handed_over: Any, status: str, ago: tim
 
     event.refresh_from_db()
     assert event.published_at is not None
+
+
+def test_what_was_handed_over_just_now_is_on_its_way_however_old_the_transfer_is(handed_over: Any) -> None:
+    """After an outage of the broker everything is old, and none of it is stuck."""
+    event = handed_over("accepted", LONG_AGO)
+    Event.objects.filter(pk=event.pk).update(published_at=timezone.now() - timedelta(seconds=1))
+
+    assert sweep_stuck() == 0
+
+    event.refresh_from_db()
+    assert event.published_at is not None
