@@ -10,17 +10,17 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from django.conf import settings
-from django.core.wsgi import get_wsgi_application
 
 from bankcore import metrics
 from bankcore.identifiers import new_id
+from bankcore.lanes import Lanes
 from bankcore.logs import accepted_request_id
 from bankcore.messaging import backpressure
 
@@ -218,8 +218,7 @@ def make() -> Front:
     _, files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "bankcore.settings")
-    application: Callable[..., Any] = get_wsgi_application()
-    return Front(application, threads=settings.WEB_THREADS, queue_max=settings.WEB_QUEUE_MAX)
+    return Front(Lanes(), threads=settings.WEB_THREADS, queue_max=settings.WEB_QUEUE_MAX)
 
 
 application = make()

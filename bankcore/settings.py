@@ -58,6 +58,14 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 
+# Calls of the API authenticate by token: they need no session, no cookie and no CSRF check (bankcore/lanes.py).
+CALL_MIDDLEWARE = [
+    "bankcore.logs.RequestIdMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "bankcore.lanes.HostMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
 ROOT_URLCONF = "bankcore.urls"
 WSGI_APPLICATION = "bankcore.wsgi.application"
 TEMPLATES = [

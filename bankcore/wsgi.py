@@ -2,7 +2,7 @@
 
 import os
 
-from django.core.wsgi import get_wsgi_application
+from bankcore.lanes import Lanes
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "bankcore.settings")
-application = get_wsgi_application()
+application = Lanes()

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -18,16 +18,39 @@ from bankcore.identifiers import new_id, parse_id
 from bankcore.logs import current_request_id
 from bankcore.metrics import admission, count_transfers, stage_seconds
 from transfers.errors import ExternalIdReused, IdempotencyKeyReused
-from transfers.models import Transfer
 from transfers.orders import TransferOrder, read_accounts, refusal, too_late
 from transfers.states import Status
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """The transfer as it was when it was accepted, the same for every repetition of the request."""
+class Beginning:
+    """A transfer as it was when it was accepted, with a transfer's fields; a model's instance costs tenfold."""
 
-    transfer: Transfer
+    id: UUID
+    debit_account_id: str
+    credit_account_id: str
+    amount_minor: int
+    currency: str
+    reference: str
+    external_id: str | None
+    metadata: dict[str, Any]
+    execute_on: date | None
+    expires_at: datetime | None
+    status: Status
+    created_at: datetime
+    updated_at: datetime
+    status_reason: str = ""
+    posted_at: datetime | None = None
+    batch_id: UUID | None = None
+    reversal_of_id: UUID | None = None
+    reversed_minor: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """How the transfer began, the same for every repetition of the request."""
+
+    transfer: Beginning
     replayed: bool
 
 
@@ -182,10 +205,10 @@ def _replay(order: TransferOrder, client: Client, idempotency_key: str, fingerpr
     return None
 
 
-def _as_accepted(order: TransferOrder, transfer_id: Any, created_at: datetime) -> Transfer:
+def _as_accepted(order: TransferOrder, transfer_id: Any, created_at: datetime) -> Beginning:
     """Say how the transfer began, from what never changes: a later answer equals the first byte for byte."""
     scheduled = order.execute_on is not None and order.execute_on > created_at.astimezone(UTC).date()
-    return Transfer(
+    return Beginning(
         id=transfer_id,
         debit_account_id=order.debit_account,
         credit_account_id=order.credit_account,
@@ -197,7 +220,6 @@ def _as_accepted(order: TransferOrder, transfer_id: Any, created_at: datetime) -
         execute_on=order.execute_on,
         expires_at=order.expires_at,
         status=Status.SCHEDULED if scheduled else Status.ACCEPTED,
-        status_reason="",
         created_at=created_at,
         updated_at=created_at,
     )

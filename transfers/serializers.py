@@ -12,6 +12,7 @@ from bankcore.errors import FieldError, Invalid
 from bankcore.messaging.models import Event
 from bankcore.moments import format_moment
 from bankcore.wire import Problem
+from transfers.intake import Beginning
 from transfers.models import Batch, Transfer
 from transfers.orders import TransferOrder
 from transfers.pending import Balance
@@ -117,7 +118,7 @@ class BalanceShown(BaseModel):
     as_of: datetime
 
 
-def show_transfer(transfer: Transfer, *, to_payer: bool = True) -> dict[str, Any]:
+def show_transfer(transfer: Transfer | Beginning, *, to_payer: bool = True) -> dict[str, Any]:
     """Show a transfer; the payee does not see what the payer wrote down for themselves."""
     return {
         "id": str(transfer.id),

@@ -1,0 +1,51 @@
+"""Two lanes into Django: calls of the API skip what only pages need, such as sessions, cookies, messages and files."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from django.conf import settings
+from django.core.handlers.exception import convert_exception_to_response
+from django.core.handlers.wsgi import WSGIHandler
+from django.core.wsgi import get_wsgi_application
+from django.http import HttpRequest, HttpResponse
+from django.utils.module_loading import import_string
+
+CALLS = "/api/v1/"
+
+
+class HostMiddleware:
+    """Refuse a host that is not ours (400), as Django's CommonMiddleware does for pages."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        request.get_host()
+        return self.get_response(request)
+
+
+class CallHandler(WSGIHandler):
+    """Django with the middleware of CALL_MIDDLEWARE, which has no hooks but the call itself."""
+
+    def load_middleware(self, is_async: bool = False) -> None:
+        self._view_middleware: list[Any] = []
+        self._template_response_middleware: list[Any] = []
+        self._exception_middleware: list[Any] = []
+        inner: Any = self
+        handler = convert_exception_to_response(inner._get_response)
+        for name in reversed(settings.CALL_MIDDLEWARE):
+            handler = convert_exception_to_response(import_string(name)(handler))
+        self._middleware_chain = handler
+
+
+class Lanes:
+    """A WSGI application that chooses by the path."""
+
+    def __init__(self) -> None:
+        self._pages = get_wsgi_application()
+        self._calls = CallHandler()
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        lane = self._calls if environ.get("PATH_INFO", "").startswith(CALLS) else self._pages
+        answer: Iterable[bytes] = lane(environ, start_response)
+        return answer
