@@ -27,6 +27,7 @@ from compose.instance import StackError
 QUICK_FAULTS = 26
 DEFAULT_MINUTES = 10.0
 DETAILS_MAX = 10
+INTERRUPTED = 130
 SAME_SIGNAL_SECONDS = 1.0
 ALIASES = {"broker-kill": ("kill-broker-leader", "kill-broker-node"), "quick": QUICK}
 
@@ -49,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StackError as error:
         console.print(f"The game day could not be played. {error}", style="red", markup=False, soft_wrap=True)
         return 1
+    except KeyboardInterrupt:
+        console.print("Stopped. Nothing was judged; everything that was started has been stopped.")
+        return INTERRUPTED
     _conclude(outcome, console)
     return 0 if outcome.clean else 1
 

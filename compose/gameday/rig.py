@@ -6,8 +6,10 @@ import contextlib
 import os
 import signal
 import socket
+import threading
+import xmlrpc.client
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -56,6 +58,7 @@ class Rig:
     # The clients, once they are there, and the partition that their probes go through.
     load: Load | None = None
     focus_partition: int = 0
+    _asking: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def api_urls(self) -> list[str]:
@@ -104,11 +107,16 @@ class Rig:
 
     def pids(self) -> dict[str, int]:
         """The pid of every program that runs at this moment, by its name (`risk-1`, `rabbit2`, `postgresql`)."""
-        return {state["name"]: int(state["pid"]) for state in self.supervisor.states() if state["pid"]}
+        return {state["name"]: int(state["pid"]) for state in self._states() if state["pid"]}
+
+    def _states(self) -> list[dict[str, Any]]:
+        # One connection, and faults strike from several threads.
+        with self._asking:
+            return self.supervisor.states()
 
     def programs(self, role: str) -> list[str]:
         """The programs of a role, running or not."""
-        return sorted(s["name"] for s in self.supervisor.states() if role_of(s["name"]) == role)
+        return sorted(s["name"] for s in self._states() if role_of(s["name"]) == role)
 
     def signal(self, program: str, sign: signal.Signals) -> int:
         """Signal a program's main process; returns its pid. Raises StackError if it does not run."""
@@ -124,12 +132,13 @@ class Rig:
     def stop(self, *programs: str) -> None:
         """Keep programs down until `start`; without this, supervision brings back whatever ends."""
         for program in programs:
-            with contextlib.suppress(Exception):
+            with self._asking, contextlib.suppress(xmlrpc.client.Fault):
                 self.supervisor.rpc.stopProcess(self._full(program), False)
 
     def start(self, *programs: str) -> None:
         for program in programs:
-            self.supervisor.start(self._full(program))
+            with self._asking:
+                self.supervisor.start(self._full(program))
 
     def _full(self, program: str) -> str:
         is_server = program in (*self.cluster.nodes, POSTGRESQL, "valkey", "proxy")
