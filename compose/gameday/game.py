@@ -71,7 +71,7 @@ class Outcome:
             "books": verdict.books,
             "void": len(timeline.void()),
             "worst_recovery_seconds": round(timeline.worst_recovery_seconds(), 2),
-            "slow": sum((one.recovery_seconds or 0) > one.goal_seconds for one in timeline.struck),
+            "slow": sum(one.is_late for one in timeline.struck),
             "drain_seconds": round(self.drain_seconds, 1),
             "left": sum(self.left.values()),
             "seconds": round(self.seconds),

@@ -105,7 +105,7 @@ class _Strike:
             self.struck.problem = self.struck.problem or "no transfer was posted again"
         timeline.struck.append(self.struck)
         words = "never" if seconds is None else f"after {seconds:.1f} s (goal {self.fault.goal_seconds:.0f} s)"
-        kind = "recovered" if seconds is not None and seconds <= self.fault.goal_seconds else "slow"
+        kind = "slow" if self.struck.is_late else "recovered"
         timeline.say(kind, f"{self.fault.name}: {words}")
 
 

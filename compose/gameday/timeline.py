@@ -31,6 +31,11 @@ class Struck:
     def name(self) -> str:
         return str(self.facts["name"])
 
+    @property
+    def is_late(self) -> bool:
+        """Whether it missed its goal by itself: where several struck, nobody can say which of them took the time."""
+        return self.recovery_seconds is None or (self.together == 1 and self.recovery_seconds > self.goal_seconds)
+
     def as_json(self) -> dict[str, Any]:
         return {
             **self.facts,
@@ -86,7 +91,7 @@ def table_of(struck: Sequence[Struck]) -> Table:
         ones = [one for one in struck if one.name == name]
         seconds = sorted(one.recovery_seconds for one in ones if one.recovery_seconds is not None)
         worst = f"{seconds[-1]:.1f}" if seconds else "never"
-        is_late = not seconds or seconds[-1] > ones[0].goal_seconds
+        is_late = any(one.is_late for one in ones)
         table.add_row(
             name,
             ", ".join(ones[0].facts["numbers"]),
