@@ -174,9 +174,9 @@ WITH accepted AS (
            nullif(r.expires_at, '')::timestamptz,
            CASE WHEN nullif(r.execute_on, '')::date > (statement_timestamp() AT TIME ZONE 'UTC')::date
                 THEN 'scheduled' ELSE 'accepted' END
-      FROM unnest(%(ids)b::uuid[], %(debits)b::uuid[], %(credits)b::uuid[], %(amounts)b::bigint[],
-                  %(currencies)b::text[], %(references)b::text[], %(external_ids)b::text[], %(metadata)b::text[],
-                  %(days)b::text[], %(expiries)b::text[])
+      FROM unnest(%(ids)b::uuid[], %(debits)b::text[]::uuid[], %(credits)b::text[]::uuid[],
+                  %(amounts)b::bigint[], %(currencies)b::text[], %(references)b::text[], %(external_ids)b::text[],
+                  %(metadata)b::text[], %(days)b::text[], %(expiries)b::text[])
            AS r(id, debit, credit, amount, currency, reference, external_id, metadata, execute_on, expires_at)
     ON CONFLICT DO NOTHING
     RETURNING id, debit_account_id, amount_minor, currency, execute_on
@@ -202,8 +202,8 @@ def _insert(batch: Batch, rows: _Rows, client: Client) -> None:
         "request_id": current_request_id(),
         "actor": client.name,
         "ids": list(places),
-        "debits": [UUID(order.debit_account) for order in orders],
-        "credits": [UUID(order.credit_account) for order in orders],
+        "debits": [order.debit_account for order in orders],
+        "credits": [order.credit_account for order in orders],
         "amounts": [order.amount_minor for order in orders],
         "currencies": [order.currency for order in orders],
         "references": [order.reference for order in orders],

@@ -15,7 +15,7 @@ from accounts.errors import AccountClosed, AccountFrozen, AccountNotFound, Curre
 from accounts.models import Account
 from bankcore.database import fetch_all
 from bankcore.errors import BankError, FieldError, Invalid, MalformedJson
-from bankcore.identifiers import parse_id
+from bankcore.identifiers import is_id
 from bankcore.money import AMOUNT_MINOR_MAX
 from bankcore.wire import Currency, Day, Moment, OneLine, one_line
 
@@ -98,20 +98,21 @@ def fingerprint(content: Any) -> bytes:
 class AccountFacts(NamedTuple):
     """What intake needs to know of an account."""
 
-    id: UUID
+    id: str
     customer_id: UUID | None
     status: str
     currency: str
 
 
-_ACCOUNTS = "SELECT id, customer_id, status, currency FROM accounts_account WHERE id = ANY(%b::uuid[])"
+# Ids stay text on the way: a batch names thousands, and reading one into a UUID costs more than all else here.
+_ACCOUNTS = "SELECT id::text, customer_id, status, currency FROM accounts_account WHERE id = ANY(%b::text[]::uuid[])"
 Accounts = Mapping[str, AccountFacts]
 
 
 def read_accounts(account_ids: Collection[str]) -> Accounts:
     """Read the accounts with one statement and no lock; ids that name none are left out."""
-    known = [parsed for parsed in map(parse_id, account_ids) if parsed is not None]
-    return {str(row[0]): AccountFacts._make(row) for row in fetch_all(_ACCOUNTS, (known,))}
+    known = [account_id for account_id in account_ids if is_id(account_id)]
+    return {row[0]: AccountFacts._make(row) for row in fetch_all(_ACCOUNTS, (known,))}
 
 
 _SIDES = ("debit_account", "credit_account")
