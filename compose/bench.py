@@ -21,9 +21,11 @@ from typing import Any
 
 from rich.console import Console
 
-from compose import bench_naive, local
+from compose import bench_engine, bench_growth, bench_naive, bench_plot, local
 from compose.bench_bankcore import Bankcore, StillUnderwayError
+from compose.bench_burst import Burst
 from compose.bench_databases import scratch_database
+from compose.bench_driver import Driver, ProbeFailed, drivers, ledger_database
 from compose.bench_naive import NaiveServerFailed
 from compose.bench_pgbench import Yardstick, YardstickUnavailable, find_pgbench
 from compose.bench_profile import OTHERS
@@ -39,7 +41,8 @@ ACCEPT_SHARE = 0.5
 PGBENCH_SCALE = 50
 INTERRUPTED = 130
 DISTURBED_PERCENT = 10.0
-FAILURES = (StackError, CommandFailed, NaiveServerFailed, StillUnderwayError, YardstickUnavailable)
+FAILURES = (StackError, CommandFailed, NaiveServerFailed, ProbeFailed, StillUnderwayError, YardstickUnavailable)
+ENGINE_PROCESSES = 2
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,21 @@ class Size:
     batched: int
     idle: int
     warm_up_seconds: float
+    engine_seconds: float
+    burst_seconds: float
+    growth_lines: int
+    growth_turns: int
 
 
 FULL = Size(
     rounds=3, pgbench_seconds=20, naive_seconds=10.0, single_seconds=20.0, accept_seconds=20.0,
     batched=100_000, idle=150, warm_up_seconds=5.0,
+    engine_seconds=6.0, burst_seconds=60.0, growth_lines=10_000_000, growth_turns=9,
 )  # fmt: skip
 QUICK = Size(
     rounds=1, pgbench_seconds=8, naive_seconds=4.0, single_seconds=8.0, accept_seconds=8.0,
     batched=40_000, idle=60, warm_up_seconds=3.0,
+    engine_seconds=2.5, burst_seconds=15.0, growth_lines=1_000_000, growth_turns=5,
 )  # fmt: skip
 
 
@@ -75,17 +84,21 @@ class Bench:
     pgbench: Yardstick | None
     naive: list[Target]
     bankcore: Bankcore
+    engine: Sequence[Driver]
     random: Random
 
     def round(self, number: int) -> dict[str, float | None]:
         """Measure everything once, the systems that are compared right after one another."""
         size, found = self.size, dict[str, float | None]()
         self.console.print(f"round {number} of {size.rounds}", style="bold", highlight=False)
-        # Before and after, because the ratio of these two is the first goal and a shared machine drifts.
+        # Before, between and after, because ratios to it are the first goals and a shared machine drifts.
         before = self._pgbench()
         self._tell(found, self.bankcore.measure_batches(transfers=size.batched))
         rates = [rate for rate in (before, self._pgbench()) if rate is not None]
+        self._tell(found, bench_engine.measure(self.engine, seconds=size.engine_seconds))
+        rates += [rate for rate in (self._pgbench(),) if rate is not None]
         self._tell(found, {"pgbench_tps": fmean(rates) if rates else None})
+        self._tell(found, self.bankcore.measure_large_batches())
         self._tell(found, self.bankcore.measure_singles(seconds=size.single_seconds))
         self._tell(found, self._naive(hot=False))
         self._tell(found, self._naive(hot=True))
@@ -93,6 +106,24 @@ class Bench:
         half = (found["single_tps"] or 0.0) * ACCEPT_SHARE
         self._tell(found, self.bankcore.measure_accept(seconds=size.accept_seconds, per_second=half))
         self._tell(found, self.bankcore.measure_idle(transfers=size.idle))
+        return found
+
+    def burst(self, sustained: float) -> tuple[dict[str, float | None], Burst]:
+        """Ten times too much, once: after the rounds, because it needs the rate that they have found."""
+        self.console.print("burst", style="bold", highlight=False)
+        found = dict[str, float | None]()
+        figures, burst = self.bankcore.measure_burst(sustained=sustained, seconds=self.size.burst_seconds)
+        self._tell(found, figures)
+        answers = ", ".join(f"{count} x {status}" for status, count in sorted(burst.statuses.items()))
+        self.console.print(f"  answers: {answers}; {burst.broken} broken connections", highlight=False)
+        return found, burst
+
+    def growth(self, stack: Mapping[str, Any]) -> dict[str, float | None]:
+        """The same work on a short and on a long history, in databases of their own."""
+        self.console.print("growth", style="bold", highlight=False)
+        found: dict[str, float | None] = {"growth_lines": float(self.size.growth_lines)}
+        with bench_growth.two_databases(stack, long_lines=self.size.growth_lines) as (short, long):
+            self._tell(found, bench_growth.measure(short, long, turns=self.size.growth_turns))
         return found
 
     def _pgbench(self) -> float | None:
@@ -133,8 +164,11 @@ def run(size: Size, console: Console, *, seed: int) -> dict[str, Any]:
         bench = _prepare(everything, stack, size, console, Random(seed))
         bench.bankcore.warm_up(size.warm_up_seconds)
         rounds = [bench.round(number) for number in range(1, size.rounds + 1)]
+        sustained = settle(rounds)["end_to_end_tps"] or 0.0
+        once, burst = bench.burst(sustained)
+        once |= bench.growth(stack)
         profiles = bench.bankcore.profiles
-    values = settle(rounds)
+    values = settle([*rounds, once])
     console.print()
     print_table(console, values, rounds=size.rounds)
     _print_profiles(console, profiles)
@@ -145,22 +179,31 @@ def run(size: Size, console: Console, *, seed: int) -> dict[str, Any]:
         "processors_percent": profiles,
         "machine": machine | {"database": stack["database"], "broker": stack["broker"]},
     }
-    kept = save({**result, "measured": rounds}, ROOT / ".bankcore" / "bench")
-    console.print(f"Kept in {kept.relative_to(ROOT)}", highlight=False, soft_wrap=True)
+    kept = save({**result, "measured": [*rounds, once]}, ROOT / ".bankcore" / "bench")
+    offered = values["burst_offered_tps"] or 0.0
+    picture = bench_plot.draw(
+        burst, kept.with_suffix(".png"), offered=offered, sustained=sustained, seconds=size.burst_seconds
+    )
+    kept_in = f"Kept in {kept.relative_to(ROOT)}; the burst's picture is {picture.relative_to(ROOT)}"
+    console.print(kept_in, highlight=False, soft_wrap=True)
     return result
 
 
 def _prepare(everything: ExitStack, stack: Mapping[str, Any], size: Size, console: Console, random: Random) -> Bench:
-    console.print("Preparing the three databases.", highlight=False)
+    console.print("Preparing the databases.", highlight=False)
     naive_url = everything.enter_context(scratch_database(stack["database_url"], "bankcore_bench_naive"))
     naive = everything.enter_context(bench_naive.naive_servers(naive_url, logs=Path(stack["logs"])))
     seeded = seed_demo(stack, accounts=ACCOUNTS, opening_minor=OPENING_MINOR)
+    ledger = everything.enter_context(
+        ledger_database(stack, "bankcore_bench_engine", accounts=ACCOUNTS, opening_minor=OPENING_MINOR)
+    )
     return Bench(
         size=size,
         console=console,
         pgbench=_prepare_pgbench(everything, stack, console),
         naive=naive,
         bankcore=everything.enter_context(closing(Bankcore(stack, seeded, random))),
+        engine=everything.enter_context(drivers(ledger, ENGINE_PROCESSES)),
         random=random,
     )
 

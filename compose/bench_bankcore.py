@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import json
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from random import Random
@@ -17,7 +18,10 @@ from uuid import uuid4
 
 import psycopg
 
+from compose import bench_burst
+from compose.bench_burst import Burst
 from compose.bench_profile import Profile
+from compose.bench_report import BATCH_ROWS
 from compose.client import Connection, Load, Target, drive, percentile
 from compose.stack_commands import Seeded
 
@@ -25,7 +29,8 @@ ACCEPTED = 202
 READ_ONLY = "-c default_transaction_read_only=on"
 CLIENTS = 32
 BATCH_CLIENTS = 2
-BATCH_ROWS = 2_000
+LARGE_BATCH_ROWS, LARGE_BATCHES = 10_000, 3
+BURST_BODIES = 60
 BATCH_SECONDS_MAX = 180.0
 AMOUNT_MINOR_MAX = 100
 LOOK_SECONDS = 0.1
@@ -44,6 +49,12 @@ _POSTED_SINCE = """
 SELECT count(*) FILTER (WHERE status = 'posted'), count(*), extract(epoch FROM max(posted_at) - %(since)s)::float
   FROM transfers_transfer
  WHERE created_at >= %(since)s
+"""
+_NOTIFIED_SINCE = """
+SELECT (SELECT count(*) FROM transfers_transfer WHERE created_at >= %(since)s),
+       extract(epoch FROM greatest(
+           (SELECT max(published_at) FROM messaging_event WHERE created_at >= %(since)s),
+           (SELECT max(delivered_at) FROM notifications_notification WHERE created_at >= %(since)s)) - %(since)s)::float
 """
 # Seen by another connection, so committed; both moments on the database's clock.
 _AGE_IF_POSTED = """
@@ -67,6 +78,8 @@ class Bankcore:
         # Never drawn from the seed: a repeated run must not repeat the keys of an earlier one.
         run = uuid4().hex
         self._keys = (f"bench-{run}-{number}" for number in itertools.count())
+        # The first is web's, which posts nothing.
+        self._metrics: list[str] = stack["metrics"][1:]
         self._database = psycopg.connect(stack["database_url"], autocommit=True, options=READ_ONLY)
         self._profile = Profile(stack)
         self.profiles: dict[str, dict[str, float]] = {}
@@ -103,7 +116,7 @@ class Bankcore:
 
     def measure_batches(self, *, transfers: int) -> dict[str, float | None]:
         """Send batches as fast as they are taken, and wait until the last of their transfers was posted."""
-        bodies = [self._batch() for _ in range(transfers // BATCH_ROWS)]
+        bodies = [self._batch(BATCH_ROWS) for _ in range(transfers // BATCH_ROWS)]
         self._profile.start()
         since = self._now()
         load = drive(
@@ -112,7 +125,50 @@ class Bankcore:
         per_second = self._posted_per_second(since, expected=load.done * BATCH_ROWS)
         self.profiles["batches"] = self._profile.shares()
         self._await_quiet()
-        return {"end_to_end_tps": per_second, "batch_accept_ms": load.percentile_ms(50)}
+        accepted, seconds = self._one(_NOTIFIED_SINCE, {"since": since})
+        return {
+            "end_to_end_tps": per_second,
+            "notified_tps": accepted / seconds,
+            "batch_accept_ms": load.percentile_ms(50),
+        }
+
+    def measure_large_batches(self) -> dict[str, float | None]:
+        """The time to the 202 of the largest batch there may be, one after the other into an idle system."""
+        times = list[float]()
+        for _ in range(LARGE_BATCHES):
+            body = self._batch(LARGE_BATCH_ROWS)
+            load = drive(self._target, iter([body]), clients=1, seconds=BATCH_SECONDS_MAX, wanted=ACCEPTED)
+            times += load.latencies
+            self._await_quiet()
+        return {"batch_10000_accept_ms": percentile(times, 50, scale=1000.0)}
+
+    def measure_burst(self, *, sustained: float, seconds: float) -> tuple[dict[str, float | None], Burst]:
+        """Offer ten times the sustained rate, and hold every answer against what became of its transfers."""
+        rows, since = bench_burst.ROWS, self._now()
+        bodies = [self._rows(rows) for _ in range(BURST_BODIES)]
+        offered = sustained * bench_burst.TIMES
+        self._profile.start()
+        posted_before = self._posted_by_metrics()
+        burst = bench_burst.run(
+            self._target,
+            (self._post_batch(self._random.choice(bodies)) for _ in itertools.count()),
+            lambda: self._batch(bench_burst.BULK_ROWS),
+            per_second=offered,
+            seconds=seconds,
+            posted=lambda: self._posted_by_metrics() - posted_before,
+        )
+        self._await_ended()
+        self.profiles["burst"] = self._profile.shares()
+        posted, created, took = self._one(_POSTED_SINCE, {"since": since})
+        self._await_quiet()
+        return {
+            "burst_offered_tps": offered,
+            "burst_errors": float(burst.errors),
+            "burst_lost": float(max(created, burst.accepted * rows) - posted),
+            "burst_accept_p99_ms": burst.accept_ms(99),
+            "burst_drain_share": posted / took / sustained if took else None,
+            "burst_retry_after_off": burst.retry_after_off,
+        }, burst
 
     def measure_idle(self, *, transfers: int) -> dict[str, float | None]:
         """One transfer at a time through an idle system, at irregular moments."""
@@ -178,6 +234,16 @@ class Bankcore:
             last = newest
             time.sleep(LOOK_SECONDS)
 
+    def _posted_by_metrics(self) -> int:
+        """What the workers say they have posted: counting rows ten times a second would be a load of its own."""
+        total = 0.0
+        for address in self._metrics:
+            with urllib.request.urlopen(address, timeout=5) as answer:  # noqa: S310 the address is our own stack's
+                lines = answer.read().decode().splitlines()
+            counters = (line for line in lines if line.startswith("bankcore_transfers_total{"))
+            total += sum(float(line.rpartition(" ")[2]) for line in counters if 'status="posted"' in line)
+        return int(total)
+
     def _now(self) -> datetime:
         now: datetime = self._one("SELECT clock_timestamp()")[0]
         return now
@@ -191,10 +257,14 @@ class Bankcore:
             key = (("Idempotency-Key", next(self._keys)),)
             yield self._target.post("/api/v1/transfers", self._transfer(hot=hot), key)
 
-    def _batch(self) -> bytes:
-        rows = b",".join(self._transfer(hot=False) for _ in range(BATCH_ROWS))
-        key = (("Idempotency-Key", next(self._keys)),)
-        return self._target.post("/api/v1/batches", b'{"atomic":false,"transfers":[%s]}' % rows, key)
+    def _batch(self, rows: int) -> bytes:
+        return self._post_batch(self._rows(rows))
+
+    def _rows(self, rows: int) -> bytes:
+        return b'{"atomic":false,"transfers":[%s]}' % b",".join(self._transfer(hot=False) for _ in range(rows))
+
+    def _post_batch(self, body: bytes) -> bytes:
+        return self._target.post("/api/v1/batches", body, (("Idempotency-Key", next(self._keys)),))
 
     def _transfer(self, *, hot: bool) -> bytes:
         if hot:

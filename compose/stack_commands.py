@@ -31,7 +31,7 @@ class Seeded:
 def seed_demo(stack: Mapping[str, Any], *, accounts: int, opening_minor: int, currency: str = "EUR") -> Seeded:
     """Open accounts that hold money. Raises CommandFailed."""
     options = ["--accounts", str(accounts), "--opening-minor", str(opening_minor), "--currency", currency, "--json"]
-    done = _manage(stack, "seed_demo", *options)
+    done = manage(stack, "seed_demo", *options)
     if done.returncode != 0:
         raise CommandFailed(f"seed_demo ended with {done.returncode}:\n{done.stderr.strip()[-2000:]}")
     seeded = _last_json(done.stdout)
@@ -48,7 +48,7 @@ class Books:
 
 def prove_books(stack: Mapping[str, Any]) -> Books:
     """Check the whole ledger set-wise. Raises CommandFailed when the proof could not be made at all."""
-    done = _manage(stack, "prove_books", "--json")
+    done = manage(stack, "prove_books", "--json")
     try:
         report = _last_json(done.stdout)
     except ValueError as error:
@@ -62,7 +62,7 @@ def review_amount_minor(stack: Mapping[str, Any]) -> int:
     return int(variables.get("RISK_REVIEW_AMOUNT_MINOR") or 1_000_000)
 
 
-def _manage(stack: Mapping[str, Any], *arguments: str) -> subprocess.CompletedProcess[str]:
+def manage(stack: Mapping[str, Any], *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(ROOT / "manage.py"), *arguments],
         env={**os.environ, **stack["environment"]},

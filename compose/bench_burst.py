@@ -1,0 +1,171 @@
+"""A burst: ten times what can be worked off, for a while, and what becomes of every request of it.
+
+Batches, because one machine cannot send ten times as many single requests as it can serve. Each request is sent once,
+on a fixed timetable; a refusal is an answer and is not repeated, so the load stays ten times too much to the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from compose.client import TRY_LATER, Answer, Connection, Target, percentile
+
+ACCEPTED = 202
+TIMES = 10
+ROWS = 500
+BULK_ROWS = 2_000
+CLIENTS = 48
+SAMPLE_SECONDS = 0.5
+ASK_AGAIN_SECONDS = 0.25
+ASK_AGAIN_SECONDS_MAX = 60.0
+
+
+class Sample(NamedTuple):
+    """One look at the system: seconds since the burst began, transfers accepted and posted so far."""
+
+    seconds: float
+    accepted: int
+    posted: int
+
+
+@dataclass
+class Burst:
+    """Every answer of a burst. `latencies` are (seconds since its beginning, seconds until the 202)."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    latencies: list[tuple[float, float]] = field(default_factory=list)
+    refusals: list[float] = field(default_factory=list)
+    without_retry_after: int = 0
+    broken: int = 0
+    late: float = 0.0
+    samples: list[Sample] = field(default_factory=list)
+    retry_after_said: float | None = None
+    retry_after_real: float | None = None
+
+    @property
+    def errors(self) -> int:
+        """Answers that are neither 202 nor 429 or 503 with a Retry-After, and connections that broke."""
+        wrong = sum(n for status, n in self.statuses.items() if status != ACCEPTED and status not in TRY_LATER)
+        return wrong + self.without_retry_after + self.broken
+
+    @property
+    def accepted(self) -> int:
+        return len(self.latencies)
+
+    def accept_ms(self, percent: float) -> float | None:
+        return percentile([took for _, took in self.latencies], percent, scale=1000.0)
+
+    @property
+    def retry_after_off(self) -> float | None:
+        """How far the Retry-After of the last refusal was from the moment the same request was taken, as a share.
+
+        Retry-After has whole seconds: what is within one second is right.
+        """
+        if self.retry_after_said is None or not self.retry_after_real:
+            return None
+        apart = abs(self.retry_after_said - self.retry_after_real)
+        return 0.0 if apart <= 1.0 else apart / self.retry_after_real
+
+
+def run(
+    target: Target,
+    batches: Iterator[bytes],
+    bulk: Callable[[], bytes],
+    *,
+    per_second: float,
+    seconds: float,
+    posted: Callable[[], int],
+) -> Burst:
+    """Send so many transfers per second for so long, then ask with a bulk request until that is taken.
+
+    `posted` returns how many transfers were posted since the burst began.
+    """
+    return asyncio.run(_run(target, batches, bulk, per_second, seconds, posted))
+
+
+async def _run(
+    target: Target,
+    batches: Iterator[bytes],
+    bulk: Callable[[], bytes],
+    per_second: float,
+    seconds: float,
+    posted: Callable[[], int],
+) -> Burst:
+    burst, began = Burst(), time.perf_counter()
+    timetable = (began + number * ROWS / per_second for number in itertools.count())
+    watching = asyncio.create_task(_watch(burst, began, posted))
+    lanes = (_lane(burst, target, batches, timetable, began, began + seconds) for _ in range(CLIENTS))
+    await asyncio.gather(*lanes)
+    await _ask_until_taken(burst, target, bulk)
+    watching.cancel()
+    return burst
+
+
+async def _lane(
+    burst: Burst, target: Target, batches: Iterator[bytes], timetable: Iterator[float], began: float, deadline: float
+) -> None:
+    connection = Connection(target)
+    while (planned := next(timetable)) < deadline:
+        if (ahead := planned - time.perf_counter()) > 0:
+            await asyncio.sleep(ahead)
+        else:
+            burst.late = max(burst.late, -ahead)
+        if time.perf_counter() >= deadline:
+            break
+        await _send_once(burst, connection, next(batches), began)
+    connection.close()
+
+
+async def _send_once(burst: Burst, connection: Connection, request: bytes, began: float) -> None:
+    sent = time.perf_counter()
+    try:
+        answer = await connection.send(request)
+    except (ConnectionError, TimeoutError, OSError):
+        burst.broken += 1
+        return
+    burst.statuses[answer.status] += 1
+    if answer.status == ACCEPTED:
+        burst.latencies.append((sent - began, time.perf_counter() - sent))
+    elif answer.status in TRY_LATER:
+        said = _retry_after(answer)
+        if said is None:
+            burst.without_retry_after += 1
+        else:
+            burst.refusals.append(said)
+
+
+async def _ask_until_taken(burst: Burst, target: Target, bulk: Callable[[], bytes]) -> None:
+    """Hold the Retry-After of a refusal against the moment at which the same kind of request is taken."""
+    connection, first = Connection(target), time.perf_counter()
+    while time.perf_counter() - first < ASK_AGAIN_SECONDS_MAX:
+        try:
+            answer = await connection.send(bulk())
+        except (ConnectionError, TimeoutError, OSError):
+            burst.broken += 1
+            break
+        if answer.status not in TRY_LATER:
+            if burst.retry_after_said is not None:
+                burst.retry_after_real = time.perf_counter() - first
+            break
+        if burst.retry_after_said is None:
+            burst.retry_after_said = _retry_after(answer)
+        await asyncio.sleep(ASK_AGAIN_SECONDS)
+    connection.close()
+
+
+async def _watch(burst: Burst, began: float, posted: Callable[[], int]) -> None:
+    while True:
+        so_far = await asyncio.to_thread(posted)
+        burst.samples.append(Sample(time.perf_counter() - began, burst.accepted * ROWS, so_far))
+        await asyncio.sleep(SAMPLE_SECONDS)
+
+
+def _retry_after(answer: Answer) -> float | None:
+    value = answer.header("Retry-After") or ""
+    return float(value) if value.isdigit() and int(value) >= 1 else None
