@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, IO
+from typing import IO, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from compose.bench_databases import scratch_database
@@ -24,7 +24,7 @@ class ProbeFailed(Exception):
 class Driver:
     """One probe process. `ask` waits for its answer; `tell` and `hear` are its halves, for several at once."""
 
-    def __init__(self, orders: IO, answers: TextIO) -> None:
+    def __init__(self, orders: IO[str], answers: IO[str]) -> None:
         self._orders, self._answers = orders, answers
 
     def ask(self, do: str, **options: Any) -> dict[str, Any]:

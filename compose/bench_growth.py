@@ -10,9 +10,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
+from psycopg import sql
 
 from compose.bench_driver import Driver, Ledger, ProbeFailed, drivers, ledger_database
 
@@ -22,6 +23,7 @@ SHORT_LINES = 100_000
 BATCH = 500
 BATCHES = 8
 READS = 60
+HISTORY_TABLES = ("transfers_transfer", "accounts_journalentry", "accounts_journalline", "accounts_account")
 READINGS = {
     "balance": "/api/v1/accounts/{account}/balance",
     "listing": "/api/v1/transfers?account={account}",
@@ -72,7 +74,7 @@ UPDATE accounts_account AS a SET posted_minor = n.balance_after_minor, lines = n
 
 @contextmanager
 def two_databases(stack: Mapping[str, Any], *, long_lines: int) -> Iterator[tuple[Driver, Driver]]:
-    """Probes on a database with a short and on one with a long history. Needs a superuser on the server."""
+    """Probes on a database with a short and on one with a long history. Needs to own the server's databases."""
     with ExitStack() as both:
         found = []
         for name, lines in (("short", SHORT_LINES), ("long", long_lines)):
@@ -88,7 +90,7 @@ def two_databases(stack: Mapping[str, Any], *, long_lines: int) -> Iterator[tupl
 def write_history(ledger: Ledger, *, transfers: int) -> None:
     """Give the database so many posted transfers, with their journal. Triggers are off meanwhile: this is the past."""
     with psycopg.connect(ledger.url) as connection:
-        connection.execute("SET session_replication_role = replica")
+        _set_triggers(connection, "DISABLE")
         connection.execute("SET work_mem = '256MB'")
         first = connection.execute(
             "SELECT nextval('accounts_journalentry_id_seq'), (extract(epoch FROM now()) * 1000)::bigint - 86400000"
@@ -101,11 +103,16 @@ def write_history(ledger: Ledger, *, transfers: int) -> None:
         cursor = psycopg.ClientCursor(connection)
         for statement in (_PLAN, _TRANSFERS, _ENTRIES, _LINES, _BALANCES):
             cursor.execute(statement, values)
-        cursor.execute(
-            "SELECT setval('accounts_journalentry_id_seq', (SELECT max(id) FROM accounts_journalentry))"
-        )  # fmt: skip
+        cursor.execute("SELECT setval('accounts_journalentry_id_seq', (SELECT max(id) FROM accounts_journalentry))")
+        _set_triggers(connection, "ENABLE")
     with psycopg.connect(ledger.url, autocommit=True) as connection:
-        connection.execute("VACUUM ANALYZE")
+        for table in HISTORY_TABLES:
+            connection.execute(sql.SQL("VACUUM ANALYZE {}").format(sql.Identifier(table)))
+
+
+def _set_triggers(connection: psycopg.Connection, what: LiteralString) -> None:
+    for table in HISTORY_TABLES:
+        connection.execute(sql.SQL("ALTER TABLE {} " + what + " TRIGGER USER").format(sql.Identifier(table)))
 
 
 def measure(short: Driver, long: Driver, *, turns: int) -> dict[str, float | None]:

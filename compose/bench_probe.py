@@ -32,7 +32,7 @@ class Probe:
         self._accounts = [UUID(account) for account in accounts]
         self._currency = currency
         self._random = Random(seed)
-        self._client = APIClient(headers={"Authorization": f"Bearer {token}"})
+        self._client = APIClient(headers={"Authorization": f"Bearer {token}"}, SERVER_NAME="127.0.0.1")
 
     def post(self, *, batch: int, hot: bool, seconds: float = 0.0, batches: int = 0) -> dict[str, Any]:
         """Post batches through the ledger for so long, or so many; each is one transaction."""
