@@ -9,7 +9,7 @@ from kombu import Exchange, Queue
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "bankcore.settings")
 
-app = Celery("bankcore")
+app = Celery("bankcore", amqp="bankcore.messaging.envelope:SigningAMQP")
 
 
 def _configuration() -> dict[str, Any]:

@@ -7,6 +7,7 @@ import environ
 from django.core.management.utils import get_random_secret_key
 from limits import parse as parse_limit
 
+from bankcore.moments import parse_moment
 from bankcore.topology import BREAKERS as BREAKERS
 from bankcore.topology import ROUTES, Topology
 
@@ -22,6 +23,16 @@ DEBUG = env.bool("DEBUG", default=False)
 # Without a key of its own each process makes one up: safe, but admin sessions then end with the process.
 SECRET_KEY = env.str("SECRET_KEY", default="") or get_random_secret_key()
 SECRET_KEY_FALLBACKS = env.list("SECRET_KEY_FALLBACKS", default=[])
+# Signs the messages between relay and workers (messaging/envelope.py): the first one signs, each of them is believed.
+MESSAGE_KEY = env.str("MESSAGE_KEY", default="")
+MESSAGE_KEY_IS_SHARED = bool(MESSAGE_KEY or env.str("SECRET_KEY", default=""))
+MESSAGE_KEYS = [
+    *([MESSAGE_KEY] if MESSAGE_KEY else [SECRET_KEY, *SECRET_KEY_FALLBACKS]),
+    *env.list("MESSAGE_KEY_FALLBACKS", default=[]),
+]
+# While a release that did not sign is replaced: unsigned messages are believed until then (ISO 8601, with the zone).
+MESSAGE_UNSIGNED_UNTIL = parse_moment(moment) if (moment := env.str("MESSAGE_UNSIGNED_UNTIL", default="")) else None
+MESSAGE_AGE_SECONDS_MAX = env.float("MESSAGE_AGE_SECONDS_MAX", default=7 * 86_400.0)
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["127.0.0.1", "localhost", "[::1]"])
 CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
 

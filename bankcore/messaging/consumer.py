@@ -9,7 +9,10 @@ from typing import Any
 
 from celery.worker.consumer import Consumer
 
+from bankcore.messaging import envelope
+from bankcore.messaging.envelope import Refused
 from bankcore.messaging.heartbeats import Heartbeats
+from bankcore.messaging.unpacking import keep_bytes
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +41,23 @@ class GuardedConsumer(Consumer):
         log.error("not a task message on %s", message.delivery_info.get("routing_key"))
         message.reject_log_error(log, self.connection_errors)
 
+    def connect(self) -> Any:
+        connection = super().connect()
+        keep_bytes(connection.default_channel)
+        return connection
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         handle = super().create_task_handler(*args, **kwargs)
 
         def guarded(message: Any) -> Any:
+            try:
+                self._check(message)
+            except Refused as why:
+                log.error("refused a message on %s: %s: %s", message.delivery_info.get("routing_key"), why.kind, why)
+                return message.reject_log_error(log, self.connection_errors)
+            except Exception:
+                log.exception("unreadable message on %s", message.delivery_info.get("routing_key"))
+                return message.reject_log_error(log, self.connection_errors)
             try:
                 if self._heartbeats is None:
                     return handle(message)
@@ -56,3 +72,10 @@ class GuardedConsumer(Consumer):
 
         self.handle_task_message = guarded
         return guarded
+
+    def _check(self, message: Any) -> None:
+        headers = message.headers
+        envelope.check(headers, queue=message.delivery_info.get("routing_key", ""), body=message.as_it_came)
+        if not isinstance(message.body, bytes) or not message.body.endswith(envelope.NOTHING_MORE):
+            envelope.check_call(message.decode())
+        message.headers = envelope.kept_headers(headers)

@@ -14,8 +14,9 @@ from django.db.models import QuerySet
 from django.db.models.functions import Now
 from kombu import Consumer, Exchange, Queue
 
-from bankcore.messaging import undelivered
+from bankcore.messaging import autopsy, undelivered
 from bankcore.messaging.models import DeadLetter, DeskRequest
+from bankcore.messaging.unpacking import keep_bytes
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +44,11 @@ def record_message(message: Any) -> DeadLetter:
     body = _bytes_as_they_came(message)
     envelope = {"properties": message.properties, "content_type": message.content_type}
     kept = _plain({**headers, **envelope, "content_encoding": message.content_encoding})
+    cause = autopsy.cause(headers, content_type=message.content_type, body=body)
     return DeadLetter.objects.create(
         task=str(headers.get("task", ""))[:128],
         queue=str(death.get("queue", headers.get("x-first-death-queue", "")))[:128],
-        cause=f"undeliverable: {death.get('reason', headers.get('x-first-death-reason', 'unknown'))}"[:200],
+        cause=f"undeliverable: {cause}"[:200],
         detail=undelivered.read(kept, body).why_not,
         headers=kept,
         body=body,
@@ -75,23 +77,6 @@ def close(letters: "QuerySet[DeadLetter]", *, state: str, resolution: str, user_
         decision=DeskRequest.Decision.VOID, decided_by=user_id, decided_at=Now()
     )
     return closed
-
-
-def keep_bytes(channel: Any) -> None:
-    """Let messages of this channel remember their body as it came over the wire: reading one decompresses it."""
-    kind = channel.Message
-
-    class AsItCame(kind):  # type: ignore[misc, valid-type]
-        def __init__(self, raw: Any, *args: Any, **options: Any) -> None:
-            super().__init__(raw, *args, **options)
-            if isinstance(raw, dict):
-                # The virtual transports carry text inside JSON.
-                wire = channel.decode_body(raw.get("body"), (raw.get("properties") or {}).get("body_encoding"))
-            else:
-                wire = raw.body
-            self.as_it_came = wire.encode("utf-8", "replace") if isinstance(wire, str) else bytes(wire or b"")
-
-    channel.Message = AsItCame
 
 
 def _bytes_as_they_came(message: Any) -> bytes:

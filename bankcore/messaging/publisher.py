@@ -8,9 +8,10 @@ from typing import Any
 from uuid import uuid4
 
 from celery import current_app
-from kombu import Connection, Exchange, Producer
+from kombu import Connection, Exchange
 
 from bankcore import metrics
+from bankcore.messaging.envelope import SigningProducer
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Publisher:
         self.connection = Connection(broker_url, connect_timeout=5, heartbeat=0, transport_options=options)
         self.connection.ensure_connection(max_retries=1, timeout=5)
         self.channel: Any = self.connection.channel()
-        self.producer = Producer(
+        self.producer = SigningProducer(
             self.channel, exchange=Exchange(exchange, type="topic", no_declare=True), auto_declare=False
         )
         self.confirms = amqp

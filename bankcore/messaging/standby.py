@@ -19,6 +19,7 @@ from celery import bootsteps
 from kombu import Consumer
 
 from bankcore import metrics
+from bankcore.messaging.unpacking import keep_bytes
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Standby(bootsteps.StartStopStep):
     def _subscribe(self, parent: Any) -> None:
         queues = parent.app.amqp.queues
         self.channel = parent.connection.channel()
+        keep_bytes(self.channel)
         # One message from each queue, as for the worker's own.
         self.channel.basic_qos(0, 1, False)
         consumer = Consumer(

@@ -17,6 +17,7 @@ from django.conf import settings
 from bankcore import metrics
 from bankcore.messaging import outbox
 from bankcore.messaging.dead_letters import park_work
+from bankcore.messaging.envelope import is_id_list
 from bankcore.messaging.pause import through_outages
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class BatchTask(Task):
         raise error
 
     def __call__(self, ids: Any = None, *rest: Any, **unknown: Any) -> None:
-        if rest or unknown or not _is_id_list(ids):
+        if rest or unknown or not is_id_list(ids):
             raise Reject(f"{self.name} takes one list of at most {settings.MESSAGE_IDS_MAX} ids", requeue=False)
         waiting = [list(ids)]
         while waiting:
@@ -77,9 +78,3 @@ class BatchTask(Task):
 
     def _durably(self, step: Callable[[], Any]) -> Any:
         return through_outages(self.name, step)
-
-
-def _is_id_list(ids: Any) -> bool:
-    if not isinstance(ids, list) or not 0 < len(ids) <= max(settings.MESSAGE_IDS_MAX, 500):
-        return False
-    return all(isinstance(i, str) or (isinstance(i, int) and not isinstance(i, bool)) for i in ids)

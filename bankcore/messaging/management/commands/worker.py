@@ -11,6 +11,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from bankcore import metrics
+from bankcore.messaging import envelope
 from bankcore.messaging.bulkhead import limit_queues
 from bankcore.messaging.dead_letters import DeadLetterStep
 from bankcore.messaging.standby import standby_for
@@ -42,6 +43,8 @@ class Command(BaseCommand):
         parser.add_argument("--of", type=int, default=1, metavar="N", help="how many workers share the partitions")
 
     def handle(self, *, role: str, index: int, of: int, **options: Any) -> None:
+        if not settings.MESSAGE_KEY_IS_SHARED:
+            raise CommandError(envelope.NO_SHARED_KEY)
         if not 0 <= index < of:
             raise CommandError(f"--index counts from 0 and stays below --of: {index} of {of} is no share.")
         queues = settings.TOPOLOGY.role_queues(role, index, of)
