@@ -56,12 +56,12 @@ def _configuration() -> dict[str, Any]:
             "sweep-stuck": {
                 "task": "transfers.sweep_stuck",
                 "schedule": 15.0,
-                "options": {"queue": "maintenance", "expires": 14},
+                "options": {"queue": "maintenance"},
             },
             "apply-switches": {
                 "task": "messaging.apply_switches",
                 "schedule": 15.0,
-                "options": {"queue": "maintenance", "expires": 14},
+                "options": {"queue": "maintenance"},
             },
             "seal-rows": {
                 "task": "accounts.seal_rows",
@@ -76,7 +76,7 @@ def _configuration() -> dict[str, Any]:
             "prove-books": {
                 "task": "transfers.prove_books",
                 "schedule": 60.0,
-                "options": {"queue": "maintenance", "expires": 55},
+                "options": {"queue": "maintenance"},
             },
         },
     }

@@ -17,6 +17,9 @@ from bankcore.messaging.unpacking import keep_bytes
 log = logging.getLogger(__name__)
 
 HEARTBEATS_PER_INTERVAL = 2
+SUSPECT_SECONDS = 0.1
+# Of housekeeping that beat asks for, only what was asked for lately is done.
+STALE_SECONDS = 55.0
 
 
 class GuardedConsumer(Consumer):
@@ -27,10 +30,12 @@ class GuardedConsumer(Consumer):
 
     # What every delivered message is handed to, from whichever channel it came.
     handle_task_message: Callable[[Any], Any]
+    _take: Callable[[Any], Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         interval_seconds = self.app.conf.broker_heartbeat / HEARTBEATS_PER_INTERVAL
+        self._suspects: list[Any] = []
         self._heartbeats = Heartbeats(interval_seconds) if self.app.conf.broker_url.startswith("amqp") else None
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
@@ -58,6 +63,15 @@ class GuardedConsumer(Consumer):
             except Exception:
                 log.exception("unreadable message on %s", message.delivery_info.get("routing_key"))
                 return message.reject_log_error(log, self.connection_errors)
+            if message.delivery_info.get("routing_key") == "maintenance" and message.age_seconds > STALE_SECONDS:
+                # Beat has sent the same again meanwhile. Left to expire in the broker, it would be a dead letter.
+                log.warning("%s is %.0f s old, and superseded", message.headers["task"], message.age_seconds)
+                return message.ack_log_error(log, self.connection_errors)
+            if message.delivery_count:
+                return self._suspect(message)
+            return take(message)
+
+        def take(message: Any) -> Any:
             try:
                 if self._heartbeats is None:
                     return handle(message)
@@ -70,12 +84,42 @@ class GuardedConsumer(Consumer):
                 log.exception("malformed message on %s", message.delivery_info.get("routing_key"))
                 return message.reject_log_error(log, self.connection_errors)
 
+        self._take = take
         self.handle_task_message = guarded
         return guarded
+
+    def on_close(self) -> None:
+        # They are back in their queues: the channel is gone.
+        self._suspects.clear()
+        super().on_close()
+
+    def _suspect(self, message: Any) -> None:
+        """Let a message that came before, and was not finished, wait for others of its kind to arrive.
+
+        One that kills its worker takes those along that were sent to the worker with it, one from each queue, and the
+        broker counts the death against all of them. Up and down the queues in turn, each of these is handled before
+        the culprit soon, long before it is taken for one.
+        """
+        if not self._suspects:
+            self.timer.call_after(SUSPECT_SECONDS, self._handle_suspects)
+        self._suspects.append(message)
+
+    def _handle_suspects(self) -> None:
+        if not self._suspects:
+            return
+        down = max(message.delivery_count for message in self._suspects) % 2 == 1
+        self._suspects.sort(key=lambda message: message.delivery_info.get("routing_key", ""), reverse=down)
+        message = self._suspects.pop(0)
+        # One at a time, with a turn of the loop between: what is done is acknowledged before the next ends the process.
+        self.timer.call_after(SUSPECT_SECONDS, self._handle_suspects)
+        self._take(message)
 
     def _check(self, message: Any) -> None:
         headers = message.headers
         envelope.check(headers, queue=message.delivery_info.get("routing_key", ""), body=message.as_it_came)
         if not isinstance(message.body, bytes) or not message.body.endswith(envelope.NOTHING_MORE):
             envelope.check_call(message.decode())
+        count = headers.get("x-delivery-count", 0)
+        message.delivery_count = count if isinstance(count, int) else 0
+        message.age_seconds = envelope.age_seconds(headers)
         message.headers = envelope.kept_headers(headers)

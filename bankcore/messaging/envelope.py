@@ -30,7 +30,7 @@ SIGNATURE_HEADER = "bankcore-signature"
 RUNNING_FIELDS = ("callbacks", "errbacks", "chain", "chord")
 # How the body of a message ends that asks for its task alone, as every one of ours does: no need to decode it to see.
 NOTHING_MORE = b', {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
-_KEPT_HEADERS = ("lang", "task", "id", "root_id", "expires", "argsrepr", "kwargsrepr", "origin", "compression")
+_KEPT_HEADERS = ("lang", "task", "id", "root_id", "argsrepr", "kwargsrepr", "origin", "compression")
 
 NO_SHARED_KEY = (
     "Messages are signed, and this process has no key that others share: set SECRET_KEY (or MESSAGE_KEY) to the same"
@@ -59,14 +59,12 @@ def sign(headers: dict[str, Any], *, queue: str, body: bytes) -> None:
 
 def _signature(secret: str, headers: Mapping[str, Any], queue: str, body: bytes) -> str:
     key = hashlib.sha256(b"bankcore message signature\x00" + secret.encode()).digest()
-    expires = headers.get("expires")
     signed = [
         headers[VERSION_HEADER],
         str(headers.get("task")),
         str(headers.get("id")),
         queue,
         headers[ISSUED_AT_HEADER],
-        None if expires is None else str(expires),
         hashlib.sha256(body).hexdigest(),
     ]
     return hmac.new(key, json.dumps(signed).encode(), hashlib.sha256).hexdigest()
@@ -123,8 +121,10 @@ def check(headers: Mapping[str, Any], *, queue: str, body: bytes) -> None:
         raise Refused("unknown task", "Celery's own tasks run others; none of them is used here.")
     if headers.get("eta") is not None:
         raise Refused("eta", "Work that is due later is a row in the database here, and never a message.")
+    if headers.get("expires") is not None:
+        raise Refused("expires", "It would be dropped after a while, and messages here are not.")
     if VERSION_HEADER not in headers and SIGNATURE_HEADER not in headers:
-        _check_unsigned(headers)
+        _check_unsigned()
         return
     if headers.get(VERSION_HEADER) not in VERSIONS_READ or isinstance(headers[VERSION_HEADER], bool):
         known = ", ".join(map(str, sorted(VERSIONS_READ)))
@@ -140,12 +140,10 @@ def check(headers: Mapping[str, Any], *, queue: str, body: bytes) -> None:
         raise Refused("too old", f"It was signed at {datetime.fromtimestamp(issued_at / 1000, UTC).isoformat()}.")
 
 
-def _check_unsigned(headers: Mapping[str, Any]) -> None:
+def _check_unsigned() -> None:
     until = settings.MESSAGE_UNSIGNED_UNTIL
     if until is None or datetime.now(UTC) >= until:
         raise Refused("unsigned", "It has no signature.")
-    if headers.get("expires") is not None:
-        raise Refused("expires", "It would be dropped after a while, and messages here are not.")
 
 
 def check_call(call: Any) -> None:
@@ -165,6 +163,12 @@ def check_call(call: Any) -> None:
 
 def is_celerys(task: Any) -> bool:
     return isinstance(task, str) and task.startswith("celery.")
+
+
+def age_seconds(headers: Mapping[str, Any]) -> float:
+    """Tell how long ago a message was signed; an unsigned one is new."""
+    issued_at = headers.get(ISSUED_AT_HEADER)
+    return time.time() - issued_at / 1000 if isinstance(issued_at, int) else 0.0
 
 
 def kept_headers(headers: Mapping[str, Any]) -> dict[str, Any]:

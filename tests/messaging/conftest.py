@@ -51,11 +51,11 @@ def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
     }
     processes: list[subprocess.Popen[bytes]] = []
 
-    def run(*arguments: str, **variables: str) -> "subprocess.Popen[bytes]":
+    def run(*arguments: str, program: str = "manage.py", **variables: str) -> "subprocess.Popen[bytes]":
         log = tmp_path / f"{len(processes)}-{'-'.join(arguments[:2])}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "manage.py", *arguments],
+                [sys.executable, program, *arguments],
                 cwd=ROOT,
                 env=environment | variables,
                 stdout=output,

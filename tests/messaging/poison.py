@@ -82,7 +82,7 @@ def kinds() -> dict[str, tuple[bytes, dict[str, Any], dict[str, Any], str]]:
         "no id": (good, {"task": TASK}, JSON, "no id"),
         "an eta of nonsense": (good, task_headers(eta="soon"), JSON, "eta"),
         "an eta in the year 9999": (good, signed(good, task_headers(eta="9999-12-31T00:00:00+00:00")), JSON, "eta"),
-        "expired": (good, signed(good, expires="2020-01-01T00:00:00+00:00"), JSON, "forged"),
+        "expired": (good, signed(good, expires="2020-01-01T00:00:00+00:00"), JSON, "expires"),
         "unsigned": (good, task_headers(), JSON, "unsigned"),
         "half signed": (good, signed(good, **{envelope.ISSUED_AT_HEADER: None}), JSON, "forged"),
         "signed by a stranger": (good, strangers, JSON, "forged"),

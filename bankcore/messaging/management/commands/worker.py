@@ -20,8 +20,10 @@ NOTIFICATION_THREADS = 6
 SHARES = {"deliveries": 3}
 ROLES = {
     # One process takes a partition's batches one after another, so solo: no pool between the queue and the work.
-    "risk": ["--pool", "solo"],
-    "posting": ["--pool", "solo"],
+    # The number is what Celery takes the prefetch from, and would else be that of the processors: one message of each
+    # queue, so that one that comes back is handled before those behind it.
+    "risk": ["--pool", "solo", "--concurrency", "1"],
+    "posting": ["--pool", "solo", "--concurrency", "1"],
     # Deliveries wait for others: threads, of which they may hold only some (SHARES).
     "notifications": ["--pool", "threads", "--concurrency", str(NOTIFICATION_THREADS)],
     # Beat lives in this worker; its schedule is code, so it keeps no file.
