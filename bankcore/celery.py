@@ -66,12 +66,12 @@ def _configuration() -> dict[str, Any]:
             "seal-rows": {
                 "task": "accounts.seal_rows",
                 "schedule": 10.0,
-                "options": {"queue": "maintenance", "expires": 9},
+                "options": {"queue": "maintenance"},
             },
             "redrive-webhooks": {
                 "task": "notifications.redrive_webhooks",
                 "schedule": 60.0,
-                "options": {"queue": "maintenance", "expires": 55},
+                "options": {"queue": "maintenance"},
             },
             "prove-books": {
                 "task": "transfers.prove_books",
