@@ -2,8 +2,20 @@
 
 from typing import Any
 
+from amqp.exceptions import PreconditionFailed
 from django.conf import settings
 from kombu import Connection, Exchange, Queue
+
+
+class QueueDiffers(Exception):
+    """A queue is there with other arguments than this release wants, and RabbitMQ changes none in place."""
+
+    def __init__(self, queue: str, detail: str) -> None:
+        super().__init__(
+            f"The queue {queue} exists with other arguments ({detail}). RabbitMQ changes none in place:"
+            " stop workers and relays, delete the queue, declare the topology again, and start them."
+            " What a work queue held is sent again by the sweep; let dead_letters drain first."
+        )
 
 
 def declare_topology() -> list[str]:
@@ -22,7 +34,10 @@ def declare_topology() -> list[str]:
             queue = Queue(
                 spec.name, exchange, routing_key=spec.name, queue_arguments=dict(spec.arguments) if amqp else {}
             )
-            queue(channel).declare()
+            try:
+                queue(channel).declare()
+            except PreconditionFailed as error:
+                raise QueueDiffers(spec.name, str(error)) from error
             names.append(spec.name)
     return names
 

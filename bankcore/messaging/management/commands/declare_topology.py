@@ -2,14 +2,17 @@
 
 from typing import Any
 
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
 
-from bankcore.messaging.broker import declare_topology
+from bankcore.messaging.broker import QueueDiffers, declare_topology
 
 
 class Command(BaseCommand):
     help = "Declare every exchange and queue on the broker (BROKER_URL). Harmless to repeat."
 
     def handle(self, **options: Any) -> None:
-        names = declare_topology()
+        try:
+            names = declare_topology()
+        except QueueDiffers as error:
+            raise CommandError(str(error)) from error
         self.stdout.write(f"declared {len(names)} queues: {', '.join(names)}")
