@@ -29,3 +29,11 @@ def execute(sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> int:
     """Run one prepared statement and return how many rows it touched."""
     with plain_cursor() as cursor:
         return cursor.execute(sql, params, prepare=True).rowcount
+
+
+def open_session(name: str) -> psycopg.Connection[Any]:
+    """Open a session apart from Django's, in autocommit mode, for a lock that lasts as long as the session."""
+    parameters = connection.get_connection_params()
+    for unwanted in ("cursor_factory", "context", "pool", "prepare_threshold", "server_side_binding"):
+        parameters.pop(unwanted, None)
+    return psycopg.connect(**parameters | {"application_name": name}, autocommit=True)

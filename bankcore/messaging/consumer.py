@@ -4,12 +4,16 @@ Celery by itself acknowledges what it cannot decode and exits over some malforme
 """
 
 import logging
+import random
+import time
 from collections.abc import Callable
 from typing import Any
 
 from celery.worker.consumer import Consumer
+from celery.worker.state import maybe_shutdown
 
 from bankcore.messaging import envelope
+from bankcore.messaging.broker import RETRY_SECONDS_MAX, RETRY_SECONDS_MIN, retry_intervals, rotated
 from bankcore.messaging.envelope import Refused
 from bankcore.messaging.heartbeats import Heartbeats
 from bankcore.messaging.unpacking import keep_bytes
@@ -20,6 +24,9 @@ HEARTBEATS_PER_INTERVAL = 2
 SUSPECT_SECONDS = 0.1
 # Of housekeeping that beat asks for, only what was asked for lately is done.
 STALE_SECONDS = 55.0
+# A connection that lasted so long was of use: what ends it starts no pause.
+LASTED_SECONDS = 10.0
+LOOK_SECONDS = 0.05
 
 
 class GuardedConsumer(Consumer):
@@ -36,7 +43,59 @@ class GuardedConsumer(Consumer):
         super().__init__(*args, **kwargs)
         interval_seconds = self.app.conf.broker_heartbeat / HEARTBEATS_PER_INTERVAL
         self._suspects: list[Any] = []
+        # Which node is tried first, and how often in a row a connection came to nothing or did not last.
+        self._turn = self._failures = 0
+        self._connected_at = 0.0
         self._heartbeats = Heartbeats(interval_seconds) if self.app.conf.broker_url.startswith("amqp") else None
+
+    # -- the connection ------------------------------------------------------------------------------------------------
+
+    def connect(self) -> Any:
+        connection = super().connect()
+        keep_bytes(connection.default_channel)
+        self._connected_at = time.monotonic()
+        return connection
+
+    def connection_for_read(self, heartbeat: Any = None) -> Any:
+        url = rotated(self.app.conf.broker_url, self._turn)
+        return self.ensure_connected(self.app.connection_for_read(url=url, heartbeat=heartbeat))
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Try the nodes in turn until one is there; Celery itself waits 2, 4, 6, ... up to 30 s after each round."""
+
+        def tell(error: Exception, interval_seconds: float) -> None:
+            log.warning("%s: %s; next try in %.1f s", conn.as_uri(), error, interval_seconds)
+
+        conn = conn.ensure_connection(
+            tell, self.app.conf.broker_connection_max_retries, callback=maybe_shutdown, **retry_intervals()
+        )
+        self.first_connection_attempt = False
+        return conn
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        super().on_connection_error_before_connected(exc)
+        self._turn_away()
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        super().on_connection_error_after_connected(exc)
+        self._turn_away()
+
+    def _turn_away(self) -> None:
+        """Go on with the next node: at once from one that served well, else after a pause that grows.
+
+        A node can take connections and still be of no use, as when the leader of a queue is gone and not replaced yet.
+        """
+        if time.monotonic() - self._connected_at > LASTED_SECONDS:
+            self._failures = 0
+        self._failures += 1
+        self._turn += 1
+        ceiling_seconds = min(RETRY_SECONDS_MIN * 2 ** min(self._failures - 1, 10), RETRY_SECONDS_MAX)
+        until = time.monotonic() + random.uniform(0.5, 1) * (ceiling_seconds if self._failures > 1 else 0.0)  # noqa: S311
+        while (left := until - time.monotonic()) > 0:
+            maybe_shutdown()
+            time.sleep(min(left, LOOK_SECONDS))
+
+    # -- messages ------------------------------------------------------------------------------------------------------
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         log.error("undecodable message on %s: %s", message.delivery_info.get("routing_key"), exc)
@@ -45,11 +104,6 @@ class GuardedConsumer(Consumer):
     def on_unknown_message(self, body: Any, message: Any) -> None:
         log.error("not a task message on %s", message.delivery_info.get("routing_key"))
         message.reject_log_error(log, self.connection_errors)
-
-    def connect(self) -> Any:
-        connection = super().connect()
-        keep_bytes(connection.default_channel)
-        return connection
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         handle = super().create_task_handler(*args, **kwargs)

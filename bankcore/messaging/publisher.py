@@ -11,6 +11,7 @@ from celery import current_app
 from kombu import Connection, Exchange
 
 from bankcore import metrics
+from bankcore.messaging.broker import nodes
 from bankcore.messaging.envelope import SigningProducer
 
 log = logging.getLogger(__name__)
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 CONFIRM_SECONDS_MAX = 10.0
 # A wave is sent in milliseconds; one that takes this long was sent by a process that was frozen in the middle of it.
 SEND_SECONDS_MAX = 2.0
+CONNECT_SECONDS_MAX = 3.0
 COMPRESS_BYTES_MIN = 2048
 _IDS_BYTES = 39  # One quoted UUID and its comma.
 
@@ -38,8 +40,11 @@ class Publisher:
     def __init__(self, broker_url: str, exchange: str) -> None:
         amqp = broker_url.startswith("amqp")
         options = {"read_timeout": CONFIRM_SECONDS_MAX, "write_timeout": 5} if amqp else {}
-        self.connection = Connection(broker_url, connect_timeout=5, heartbeat=0, transport_options=options)
-        self.connection.ensure_connection(max_retries=1, timeout=5)
+        self.connection = Connection(
+            broker_url, connect_timeout=CONNECT_SECONDS_MAX, heartbeat=0, transport_options=options
+        )
+        # Each node once. One that takes the connection and says nothing costs what connecting may take.
+        self.connection.ensure_connection(max_retries=nodes(broker_url) - 1)
         self.channel: Any = self.connection.channel()
         self.producer = SigningProducer(
             self.channel, exchange=Exchange(exchange, type="topic", no_declare=True), auto_declare=False

@@ -5,6 +5,7 @@ that the relay died, was frozen, or hangs (messaging/lease.py).
 """
 
 import logging
+import random
 import threading
 import time
 from collections import defaultdict
@@ -12,10 +13,10 @@ from collections.abc import Sequence
 
 import psycopg
 from django.conf import settings
-from django.db import connection
 
 from bankcore import metrics
-from bankcore.messaging.broker import declare_topology
+from bankcore.database import open_session
+from bankcore.messaging.broker import declare_topology, rotated
 from bankcore.messaging.due import DueEvents, Row
 from bankcore.messaging.gathering import Gathering
 from bankcore.messaging.lease import Lease
@@ -36,6 +37,8 @@ REDECLARE_SECONDS = 1.0
 # While a queue refuses, the connection is opened anew this often.
 REOPEN_SECONDS = 5.0
 BACKOFF_SECONDS_MAX = 5.0
+# Between two tries to publish: from so long to so long.
+RETRY_SECONDS = (0.2, 0.8)
 
 # A worker can have the message, fail, and make the event due again before the broker's confirm is here: that next
 # attempt is not what was published, so only the attempt that was read is marked.
@@ -52,6 +55,7 @@ class Relay:
     def __init__(self, stop: threading.Event) -> None:
         self.stop = stop
         self.publisher: Publisher | None = None
+        self._turn = 0
         self._reopened_at = 0.0
         self.gathering = Gathering()
         self.due = DueEvents(EVENTS_MAX)
@@ -62,7 +66,7 @@ class Relay:
         backoff = 0.1
         while not self.stop.is_set():
             try:
-                with self._database() as database:
+                with open_session("bankcore relay") as database:
                     if not self._become_active(database):
                         return
                     log.info("relay is active")
@@ -94,7 +98,7 @@ class Relay:
             log.warning("broker is away or refuses, trying again: %s: %s", type(error).__name__, error)
             self._drop_publisher()
             metrics.retries.labels("relay", type(error).__name__).inc()
-            self.stop.wait(0.5)
+            self.stop.wait(random.uniform(*RETRY_SECONDS))  # noqa: S311  Jitter, not a secret.
             return
         if unsent:
             metrics.retries.labels("relay", "not_taken").inc()
@@ -152,7 +156,9 @@ class Relay:
 
     def _publisher(self) -> Publisher:
         if self.publisher is None:
-            self.publisher = Publisher(settings.BROKER_URL, "bank")
+            # If this does not come to anything, or does not last, the next one begins with another node.
+            self._turn += 1
+            self.publisher = Publisher(rotated(settings.BROKER_URL, self._turn - 1), "bank")
         return self.publisher
 
     def _drop_publisher(self) -> None:
@@ -169,12 +175,6 @@ class Relay:
             declare_topology()
         except Exception as error:
             log.warning("cannot declare the topology: %s", error)
-
-    def _database(self) -> psycopg.Connection:
-        parameters = connection.get_connection_params()
-        for unwanted in ("cursor_factory", "context", "pool", "prepare_threshold", "server_side_binding"):
-            parameters.pop(unwanted, None)
-        return psycopg.connect(**parameters | {"application_name": "bankcore relay"}, autocommit=True)
 
     def _become_active(self, database: psycopg.Connection) -> bool:
         announced = False

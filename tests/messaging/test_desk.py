@@ -11,6 +11,7 @@ from django.db import IntegrityError, connection, transaction
 
 from accounts.access import Client
 from accounts.models import Account, JournalEntry
+from bankcore.database import open_session
 from bankcore.errors import BankError, NotFound
 from bankcore.messaging import dead_letters, desk, outbox
 from bankcore.messaging.errors import (
@@ -629,7 +630,7 @@ def test_a_replayed_message_is_a_new_one(broker, sent, olga, settings):
     stop.set()
     relay = Relay(stop)
 
-    with relay._database() as database:
+    with open_session("a test's relay") as database:
         relay.step(database)
     relay._drop_publisher()
 

@@ -9,6 +9,7 @@ from django.db import connection
 from django.utils import timezone
 from kombu import Exchange, Queue
 
+from bankcore.database import open_session
 from bankcore.messaging import due as due_module
 from bankcore.messaging import outbox, relay
 from bankcore.messaging.models import Event
@@ -35,7 +36,7 @@ class Stepping:
         stop = threading.Event()
         stop.set()
         self.relay = Relay(stop)
-        self.database = self.relay._database()
+        self.database = open_session("a test's relay")
 
     def step(self):
         self.relay.step(self.database)

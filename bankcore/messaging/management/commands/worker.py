@@ -12,6 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from bankcore import metrics
 from bankcore.messaging import envelope
+from bankcore.messaging.beat import Beat
 from bankcore.messaging.bulkhead import limit_queues
 from bankcore.messaging.dead_letters import DeadLetterStep
 from bankcore.messaging.standby import standby_for
@@ -26,8 +27,8 @@ ROLES = {
     "posting": ["--pool", "solo", "--concurrency", "1"],
     # Deliveries wait for others: threads, of which they may hold only some (SHARES).
     "notifications": ["--pool", "threads", "--concurrency", str(NOTIFICATION_THREADS)],
-    # Beat lives in this worker; its schedule is code, so it keeps no file.
-    "maintenance": ["--pool", "solo", "--beat", "--scheduler", "celery.beat:Scheduler"],
+    # Beat lives in these workers (messaging/beat.py).
+    "maintenance": ["--pool", "solo"],
 }
 
 
@@ -54,6 +55,7 @@ class Command(BaseCommand):
             raise CommandError(f"{settings.PARTITIONS} partitions leave nothing for worker {index} of {of}.")
         if role == "maintenance":
             current_app.steps["consumer"].add(DeadLetterStep)
+            current_app.steps["worker"].add(Beat)
         else:
             # Each thread keeps its database connection from task to task; messaging.tasks drops it when it breaks.
             current_app.conf["CELERY_DB_REUSE_MAX"] = 1_000_000_000

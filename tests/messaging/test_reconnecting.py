@@ -1,0 +1,124 @@
+"""Workers find a broker node that serves them: past nodes that are of no use, and soon after all were away."""
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import pytest
+from django.conf import settings
+
+from bankcore.messaging import broker as nodes
+from tests.messaging.broker_view import eventually
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+BASIC_CONSUME = struct.pack(">HH", 60, 20)
+BASIC_CONSUME_OK = struct.pack(">HH", 60, 21)
+REPLY = b"INTERNAL_ERROR - {error,nodedown}"
+# Connection.Close on channel 0: 541 for a basic.consume.
+_PAYLOAD = struct.pack(">HHHB", 10, 50, 541, len(REPLY)) + REPLY + BASIC_CONSUME
+INTERNAL_ERROR = struct.pack(">BHI", 1, 0, len(_PAYLOAD)) + _PAYLOAD + b"\xce"
+
+
+class Node:
+    """A broker node as its clients see it: the real one behind another port, perhaps one that lets nobody consume."""
+
+    def __init__(self, port: int, *, refuses: bool) -> None:
+        self.refuses = refuses
+        self.connections = 0
+        self.consuming = threading.Event()
+        self.listener = socket.create_server(("127.0.0.1", port))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        real = urlsplit(settings.BROKER_URL)
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            server = socket.create_connection((real.hostname, real.port))
+            threading.Thread(target=self._carry, args=(client, server, True), daemon=True).start()
+            threading.Thread(target=self._carry, args=(server, client, False), daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket, is_client: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if is_client and self.refuses and BASIC_CONSUME in data:
+                    source.sendall(INTERNAL_ERROR)
+                    break
+                if not is_client and BASIC_CONSUME_OK in data:
+                    self.consuming.set()
+                target.sendall(data)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def url(self) -> str:
+        return url_of(self.listener.getsockname()[1])
+
+
+def url_of(port: int) -> str:
+    real = urlsplit(settings.BROKER_URL)
+    return real._replace(netloc=f"{real.username}:{real.password}@127.0.0.1:{port}").geturl()
+
+
+@pytest.fixture
+def node() -> Iterator[Callable[..., Node]]:
+    made: list[Node] = []
+
+    def make(port: int = 0, *, refuses: bool = False) -> Node:
+        made.append(Node(port, refuses=refuses))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.listener.close()
+
+
+@pytest.mark.parametrize("role", ["posting", "notifications"])
+def test_a_worker_goes_past_a_node_on_which_it_cannot_consume(broker, start, node, role):
+    sick, well = node(refuses=True), node()
+    start("worker", role, BROKER_URL=f"{sick.url()};{well.url()}")
+
+    assert well.consuming.wait(60)
+    assert sick.connections <= 4
+
+
+def test_a_worker_does_not_storm_the_only_node_there_is(broker, start, node):
+    sick = node(refuses=True)
+    worker = start("worker", "posting", BROKER_URL=sick.url())
+    assert eventually(lambda: sick.connections > 2, 60)
+
+    before = sick.connections
+    time.sleep(10)
+
+    assert 4 <= sick.connections - before <= 20
+    assert worker.poll() is None
+    sick.refuses = False
+    assert sick.consuming.wait(5)
+
+
+def test_a_worker_is_back_soon_after_all_nodes_were_away(broker, start, node, free_port):
+    ports = [free_port(), free_port()]
+    worker = start("worker", "posting", BROKER_URL=";".join(url_of(port) for port in ports))
+    # By now the next try of Celery's own schedule (2, 4, 6, 8 s, ...) would be many seconds away.
+    assert eventually(lambda: "next try in" in worker.log.read_text(), 60)
+    time.sleep(13)
+
+    back = node(ports[1])
+
+    assert back.consuming.wait(5)
+
+
+def test_the_list_begins_with_another_node_at_each_turn():
+    url = "amqp://a//;amqp://b//;amqp://c//"
+    assert [nodes.rotated(url, turn).split(";")[0][-3] for turn in range(4)] == ["a", "b", "c", "a"]
+    assert nodes.rotated(url, 1) == "amqp://b//;amqp://c//;amqp://a//"
+    assert nodes.rotated("amqp://a//", 5) == "amqp://a//"
+    assert nodes.nodes(url) == 3
