@@ -73,6 +73,11 @@ def _configuration() -> dict[str, Any]:
                 "schedule": 60.0,
                 "options": {"queue": "maintenance"},
             },
+            "sweep-notifications": {
+                "task": "notifications.sweep_lost",
+                "schedule": 15.0,
+                "options": {"queue": "maintenance"},
+            },
             "prove-books": {
                 "task": "transfers.prove_books",
                 "schedule": 60.0,

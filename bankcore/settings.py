@@ -133,9 +133,11 @@ STUCK_SECONDS = env.float("STUCK_SECONDS", default=45.0)
 PAUSE_SECONDS_MAX = env.float("PAUSE_SECONDS_MAX", default=10.0)
 
 # Where parked work waits: the room of each task (bankcore/messaging/rooms.py).
-WAITING_ROOMS = dict.fromkeys(
-    ["transfers.check_risk", "transfers.post_transfers"], "transfers.unparking.ParkedTransfers"
-)
+WAITING_ROOMS = {
+    **dict.fromkeys(["transfers.check_risk", "transfers.post_transfers"], "transfers.unparking.ParkedTransfers"),
+    "notifications.deliver": "notifications.undelivered.FailedEmails",
+    "notifications.deliver_webhooks": "notifications.undelivered.FailedWebhooks",
+}
 # Above this, two people replay or discard a parked transfer; 0: always two.
 DESK_SECOND_PERSON_AMOUNT_MINOR = env.int("DESK_SECOND_PERSON_AMOUNT_MINOR", default=1_000_000)
 

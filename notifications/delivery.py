@@ -7,6 +7,7 @@ import logging
 import smtplib
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import transaction
@@ -169,3 +170,29 @@ def _hold(notification_ids: Sequence[int], seconds: float) -> None:
     """Make what was not tried due later; what is delivered in the meantime is left alone then."""
     held = outbox.postpone([PENDING], [str(pk) for pk in notification_ids], max(seconds, 1.0))
     metrics.notifications.labels(Channel.EMAIL, "held").inc(held)
+
+
+_GIVE_UP = """
+UPDATE notifications_notification SET state = 'failed', failure = %b
+ WHERE id = ANY(%b::bigint[]) AND state = 'pending'
+"""
+# What the broker lost: their newest message was published long ago and came to nothing.
+_LOST = """
+SELECT n.id FROM notifications_notification n
+ WHERE n.state = 'pending'
+   AND (SELECT e.published_at FROM messaging_event e WHERE e.subject = n.id::text AND e.type = 'notification.pending'
+         ORDER BY e.id DESC LIMIT 1) < %b
+ ORDER BY n.id LIMIT %b
+"""
+
+
+def give_up(notification_ids: Sequence[int], why: str) -> None:
+    """End pending notifications as failed: shown, with the reason, and brought back by the desk."""
+    number = execute(_GIVE_UP, (why.replace("\x00", "")[:2000], list(notification_ids)))
+    metrics.notifications.labels(Channel.EMAIL, "failed").inc(number)
+
+
+def redrive(published_before: datetime, number_max: int) -> int:
+    """Make notifications due again whose message was published long ago and came to nothing; harmless when wrong."""
+    lost = fetch_all(_LOST, (published_before, number_max))
+    return outbox.postpone([PENDING], [str(row[0]) for row in lost], 0.0)

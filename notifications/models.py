@@ -66,6 +66,19 @@ class Notification(models.Model):
         return self.title
 
 
+class SweepPosition(models.Model):
+    """Up to which event it is known that whoever wanted to be told was told; one row (notifications/sweep.py)."""
+
+    id = models.SmallIntegerField(primary_key=True)
+    event = models.BigIntegerField()
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=Q(id=1), name="sweepposition_one_row")]
+
+    def __str__(self) -> str:
+        return f"event {self.event}"
+
+
 class WebhookEndpoint(models.Model):
     """An address of a customer's own program that is told of transfer events. Without a customer: of everybody's."""
 

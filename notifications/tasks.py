@@ -10,23 +10,28 @@ from django.utils import timezone
 from bankcore.messaging.dead_letters import park_work
 from bankcore.messaging.tasks import BatchTask
 from notifications.delivery import deliver
+from notifications.delivery import give_up as give_up_email
 from notifications.dispatch import dispatch
-from notifications.webhooks import deliver_webhooks, give_up, redrive
+from notifications.sweep import sweep_lost
+from notifications.webhooks import deliver_webhooks, redrive
+from notifications.webhooks import give_up as give_up_webhook
 
 
 def _park_dispatch(event_id: str, error: Exception, attempts: int) -> None:
     park_work(task="notifications.dispatch", subject=event_id, error=error, attempts=attempts)
 
 
+@transaction.atomic
 def _park_delivery(notification_id: str, error: Exception, attempts: int) -> None:
+    # Failed and on view: a sweep must not take up again and again what cannot be done.
+    give_up_email([int(notification_id)], f"{type(error).__name__}: {error}")
     park_work(task="notifications.deliver", subject=notification_id, error=error, attempts=attempts)
 
 
+@transaction.atomic
 def _park_webhook(delivery_id: str, error: Exception, attempts: int) -> None:
-    # Failed and on view: a sweep must not take up again and again what cannot be done.
-    with transaction.atomic():
-        give_up([int(delivery_id)], f"{type(error).__name__}: {error}")
-        park_work(task="notifications.deliver_webhooks", subject=delivery_id, error=error, attempts=attempts)
+    give_up_webhook([int(delivery_id)], f"{type(error).__name__}: {error}")
+    park_work(task="notifications.deliver_webhooks", subject=delivery_id, error=error, attempts=attempts)
 
 
 class DispatchTask(BatchTask):
@@ -64,3 +69,8 @@ def deliver_webhooks_task(delivery_ids: list[str]) -> None:
 @shared_task(name="notifications.redrive_webhooks", acks_late=False)
 def redrive_webhooks_task() -> None:
     redrive(timezone.now() - timedelta(seconds=max(settings.STUCK_SECONDS, 60)), number_max=5_000)
+
+
+@shared_task(name="notifications.sweep_lost", acks_late=False)
+def sweep_lost_task() -> None:
+    sweep_lost()

@@ -219,7 +219,9 @@ def _resolve(letter: DeadLetter, state: str, words: str, actor: Actor, *, about:
     letters = DeadLetter.objects.filter(pk=letter.pk)
     if about:
         # Work that was parked more than once has one decision.
-        letters = DeadLetter.objects.filter(subject=letter.subject, body=None, task__in=settings.WAITING_ROOMS)
+        rooms = settings.WAITING_ROOMS
+        tasks = [task for task, name in rooms.items() if name == rooms[letter.task]]
+        letters = DeadLetter.objects.filter(subject=letter.subject, body=None, task__in=tasks)
     resolution = f"{actor.name}: {words}"
     if not dead_letters.close(letters, state=state, resolution=resolution, user_id=actor.user_id):
         raise LetterResolved

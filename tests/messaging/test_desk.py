@@ -612,9 +612,10 @@ def test_what_can_never_be_read_says_why_and_can_only_be_discarded(make, why, ol
 
 
 def test_work_without_a_room_is_due_again(olga):
-    outbox.record([outbox.NewEvent("notification.pending", "n", "7")])
+    outbox.record([outbox.NewEvent("transfer.posted", "n", "7")])
     Event.objects.update(published_at=datetime.now(UTC))
-    letter = dead_letters.park_work(task="notifications.deliver", subject="7", error=ValueError(), attempts=9)
+    subject = str(Event.objects.get().pk)
+    letter = dead_letters.park_work(task="notifications.dispatch", subject=subject, error=ValueError(), attempts=9)
 
     desk.replay(letter.pk, actor=olga)
 

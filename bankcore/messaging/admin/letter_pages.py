@@ -242,7 +242,11 @@ class DeadLetterAdmin(ReadOnlyAdmin):
     def about(self, letter: DeadLetter) -> SafeString | str:
         page = page_of(letter)
         # What was recorded as its id may be none.
-        return page_link(page, letter.subject) if page and parse_id(letter.subject) else letter.subject or "-"
+        return (
+            page_link(page, letter.subject)
+            if page and (parse_id(letter.subject) or letter.subject.isdecimal())
+            else letter.subject or "-"
+        )
 
     @display(description="created (UTC)")
     def when(self, letter: DeadLetter) -> str:
