@@ -619,7 +619,7 @@ def test_work_without_a_room_is_due_again(olga):
 
     desk.replay(letter.pk, actor=olga)
 
-    assert owed() == [("notification.pending", "7", 0)]
+    assert owed() == [("transfer.posted", "7", 0)]
 
 
 @pytest.mark.django_db(transaction=True)
