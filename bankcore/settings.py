@@ -167,6 +167,7 @@ TOKEN_CACHE_SECONDS = env.float("TOKEN_CACHE_SECONDS", default=1.0)
 PROMISE_SECONDS = env.float("PROMISE_SECONDS", default=30.0)
 BACKLOG_MAX = env.int("BACKLOG_MAX", default=50_000)
 OUTAGE_ACCEPT_SECONDS = env.float("OUTAGE_ACCEPT_SECONDS", default=600.0)
+RETRY_AFTER_SECONDS_MAX = env.int("RETRY_AFTER_SECONDS_MAX", default=120)
 DRAIN_RATE_START = env.float("DRAIN_RATE_START", default=1000.0)
 CLIENT_WEIGHTS = env.dict("CLIENT_WEIGHTS", cast={"value": int}, default={})
 

@@ -30,6 +30,7 @@ IDLE_AFTER_SECONDS = 5.0
 REFRESH_COST = 25
 # Without a reading for this long nobody knows how long a transfer would wait.
 GRACE_SECONDS = 6.0
+RETRY_SECONDS = 0.5
 UNMEASURED_RETRY_SECONDS = 5
 OUTAGE_RETRY_SECONDS = 30
 JITTER = 0.1
@@ -205,8 +206,11 @@ class Gate:
                 close_old_connections()
                 self.refresh()
             except Exception as error:
-                # Whatever it is, the gate closes by itself when the last reading has grown old.
+                # Whatever it is, the gate closes by itself when the last reading has grown old. One that took too long
+                # on a busy machine is made up for at once, so that two more fit into the grace.
                 log.warning("the backlog cannot be read: %s: %s", type(error).__name__, error)
+                time.sleep(RETRY_SECONDS)
+                continue
             took = time.monotonic() - began
             idle = began - self._asked_at > IDLE_AFTER_SECONDS
             time.sleep(min(max(IDLE_REFRESH_SECONDS if idle else REFRESH_SECONDS, REFRESH_COST * took), 2.0))
@@ -237,8 +241,12 @@ class Gate:
 
 
 def retry_after(seconds: float) -> int:
-    """Make whole seconds of it, at least one, and spread those who were turned away together over a little time."""
-    return max(1, ceil(seconds * (1 + JITTER * random.random())))  # noqa: S311 chance is all that is wanted here
+    """Make whole seconds of it, at least one, and spread those who were turned away together over a little time.
+
+    At most RETRY_AFTER_SECONDS_MAX: so far ahead nobody knows, and who waits longer than need be is lost to the bank.
+    """
+    spread = 1 + JITTER * random.random()  # noqa: S311 chance is all that is wanted here
+    return max(1, ceil(min(seconds, settings.RETRY_AFTER_SECONDS_MAX / (1 + JITTER)) * spread))
 
 
 gate = Gate()

@@ -1,7 +1,9 @@
 """How fast a stage works off what waits for it, measured while something waits. Arithmetic only: no clock, no database.
 
 The throughput of a stage that has little to do says nothing about what it can do. So a rate counts as the stage's
-capacity only while a backlog stood there all along; else it can only raise what is known.
+capacity only while a backlog stood there all along; else it can only raise what is known. Nor does a moment in which
+nothing is done yet: a worker was replaced, or a batch is under way. That is an outage when it lasts, and until then no
+news.
 """
 
 from collections import deque
@@ -9,6 +11,11 @@ from dataclasses import dataclass
 
 WINDOW_SECONDS = 5.0
 LEARN_SECONDS = 1.0
+# What was seen for so long counts alone; what was seen for less counts as if the rate before filled up the time.
+FIRM_SECONDS = 3.0
+# A stage that is quicker lately than in the window, or much quicker than it was taken for, is believed at once.
+LATELY_SECONDS = 2.0
+MUCH_QUICKER = 1.5
 SMOOTHING_SECONDS = 2.0
 # A stage is busy while this much of its work waits: less may be what is in its hands.
 BUSY_SECONDS = 0.25
@@ -39,8 +46,8 @@ class Drain:
     def __init__(self, start_rate: float) -> None:
         self.rate = max(start_rate, RATE_MIN)
         self.stalled_since: float | None = None
-        self._learnt = False
-        self._rate_at_progress = self.rate
+        # The rate before the backlog that stands there now.
+        self._before = self.rate
         self._busy: deque[Reading] = deque()
         self._recent: deque[Reading] = deque()
         self._last: Reading | None = None
@@ -58,7 +65,7 @@ class Drain:
         elif reading.waiting > self._level:
             self._stood_still(reading)
         if self.stalled_since is None:
-            self._learn(reading)
+            self._learn(reading, is_progress=last is not None and reading.done > last.done)
 
     def _moved(self, reading: Reading) -> None:
         self._level = min(reading.waiting, STUCK_TRANSFERS_MAX)
@@ -67,38 +74,47 @@ class Drain:
             self.stalled_since = None
             self._busy.clear()
             self._recent.clear()
-        self._rate_at_progress = self.rate
 
     def _stood_still(self, reading: Reading) -> None:
         if self._still_since is None:
             self._still_since = reading.at
         if self.stalled_since is None and reading.at - self._still_since >= STALL_SECONDS:
             self.stalled_since = self._still_since
-            # Nothing done in an outage is not what the stage can do: the rate of before counts when it is over.
-            self.rate = self._rate_at_progress
 
-    def _learn(self, reading: Reading) -> None:
+    def _learn(self, reading: Reading, *, is_progress: bool) -> None:
         if reading.waiting < max(BUSY_TRANSFERS_MIN, BUSY_SECONDS * self.rate):
             self._busy.clear()
+            self._before = self.rate
         else:
             self._busy.append(reading)
         self._recent.append(reading)
         for kept in (self._busy, self._recent):
             while kept and reading.done_at - kept[0].done_at > WINDOW_SECONDS:
                 kept.popleft()
+        if not is_progress:
+            return
         # Only what was done while a backlog stood there.
         busy = [r for r in self._busy if r.done_at >= self._busy[0].at]
         if len(busy) > 1 and reading.done_at - busy[0].done_at >= LEARN_SECONDS:
-            self._take(_speed(busy[0], reading), passed_seconds=reading.done_at - busy[-2].done_at)
+            self._take(busy)
         elif not self._busy and reading.done_at - self._recent[0].done_at >= LEARN_SECONDS:
             self.rate = max(self.rate, _speed(self._recent[0], reading))
 
-    def _take(self, measured: float, *, passed_seconds: float) -> None:
-        if not self._learnt:
-            self._learnt, self.rate = True, max(measured, RATE_MIN)
+    def _take(self, busy: list[Reading]) -> None:
+        reading = busy[-1]
+        seen_seconds = reading.done_at - busy[0].done_at
+        measured = _speed(busy[0], reading)
+        if seen_seconds < FIRM_SECONDS:
+            share = seen_seconds / FIRM_SECONDS
+            self.rate = max(self._before + (measured - self._before) * share, RATE_MIN)
             return
-        self.rate += (measured - self.rate) * min(1.0, passed_seconds / SMOOTHING_SECONDS)
-        self.rate = max(self.rate, RATE_MIN)
+        lately = next(r for r in busy if reading.done_at - r.done_at <= LATELY_SECONDS)
+        if reading.done_at - lately.done_at >= LEARN_SECONDS:
+            measured = max(measured, _speed(lately, reading))
+        passed_seconds = reading.done_at - busy[-2].done_at
+        is_first = reading.done_at - passed_seconds - busy[0].done_at < FIRM_SECONDS
+        share = 1.0 if is_first or measured > MUCH_QUICKER * self.rate else min(1.0, passed_seconds / SMOOTHING_SECONDS)
+        self.rate = max(self.rate + (measured - self.rate) * share, RATE_MIN)
 
     def wait_seconds(self, ahead: int) -> float:
         """Predict how long a transfer waits that comes now, behind so many others."""

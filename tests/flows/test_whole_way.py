@@ -115,7 +115,7 @@ def test_killed_workers_and_relay_lose_nothing_and_post_nothing_twice(
         orders = [
             bank.order(bank.accounts[20 + (i % 10)], bank.accounts[30 + ((i + number) % 10)], 1) for i in range(1000)
         ]
-        batches.append(bank.client.post("batches", json={"atomic": True, "transfers": orders}).json()["id"])
+        batches.append(bank.send_batch({"atomic": True, "transfers": orders}))
         role = ("posting", "risk", "relay", "notifications")[number % 4]
         victim = bank.pids(role)[0]
         os.kill(victim, signal.SIGKILL)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.conf import settings as django_settings
 
 from bankcore.messaging import backpressure
 from bankcore.messaging.backpressure import GRACE_SECONDS, Gate, Measured, Overloaded, Priority
@@ -173,6 +174,42 @@ def test_a_long_quiet_time_is_no_outage(gate_with: Callable[..., Gate], clock: C
 
     for _ in range(3):
         gate.admit("shop", 1, Priority.INTERACTIVE)
+
+
+def test_nobody_is_told_to_wait_for_an_hour(gate_with: Callable[..., Gate], clock: Callable[[float], None]) -> None:
+    """A machine on its knees, for ten seconds: a rate near zero is true then, and says nothing of the next hour."""
+    gate = gate_with(20_000)
+    for _ in range(40):
+        clock(0.25)
+        gate.state["done"] += 1  # type: ignore[attr-defined]
+        gate.refresh()
+
+    assert 60 < refused(gate) <= django_settings.RETRY_AFTER_SECONDS_MAX
+    assert gate.turned_away() == pytest.approx(django_settings.RETRY_AFTER_SECONDS_MAX, rel=0.15)
+
+    # What is told is what waits, by what was measured lately.
+    for _ in range(8):
+        clock(0.25)
+        gate.state["done"] += 500  # type: ignore[attr-defined]
+        gate.state["waiting"] -= 500  # type: ignore[attr-defined]
+        gate.refresh()
+    gate.admit("shop", 1, Priority.INTERACTIVE)
+
+
+def test_a_killed_worker_closes_the_gate_to_no_batch(
+    gate_with: Callable[..., Gate], clock: Callable[[float], None]
+) -> None:
+    gate = gate_with(0)
+    for number in range(8):
+        gate.admit("shop", 1000, Priority.BATCH)
+        gate.state["waiting"] = 1000  # type: ignore[attr-defined]
+        for _ in range(7):
+            clock(0.25)
+            gate.refresh()
+            gate.check("shop", 1000, Priority.BATCH)
+        gate.state.update(waiting=0, done=1000 * (number + 1))  # type: ignore[attr-defined]
+        clock(0.25)
+        gate.refresh()
 
 
 def test_after_an_outage_the_promise_counts_again(

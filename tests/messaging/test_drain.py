@@ -113,3 +113,53 @@ def test_what_was_done_before_the_backlog_came_does_not_count() -> None:
         drain.observe(Reading(at, waiting, done, at - 2.0))
 
     assert drain.rate == pytest.approx(2000, rel=0.01)
+
+
+@pytest.mark.parametrize("behind_seconds", [0.0, 1.0])
+def test_a_worker_that_is_replaced_is_no_slow_stage(behind_seconds: float) -> None:
+    """A batch comes at the moment in which its worker dies: nothing is done for a while, and nothing is known."""
+    drain = Drain(1000)
+    begun = feed(drain, seconds=2, arrivals=0, capacity=1000)
+
+    waits = []
+    for step in range(1, 9):
+        at = begun.at + 0.25 * step
+        drain.observe(Reading(at, 1000, 0, at - behind_seconds))
+        waits.append(drain.wait_seconds(1000))
+
+    assert max(waits) == 1.0
+    assert drain.stalled_since is None
+
+
+def test_pauses_that_are_over_count_as_what_they_cost() -> None:
+    """Half of the time nothing is done: what is done in the whole time is the rate."""
+    drain = Drain(1000)
+    reading = Reading(0.0, 60_000, 0, 0.0)
+    drain.observe(reading)
+    for _ in range(8):
+        reading = feed(drain, seconds=1.25, arrivals=0, capacity=0, start=reading)
+        reading = feed(drain, seconds=1.25, arrivals=0, capacity=2000, start=reading)
+
+    assert 800 <= drain.rate <= 1600
+
+
+def test_a_cold_start_is_not_what_a_stage_can_do() -> None:
+    """Ten transfers in the first second, with workers that have just begun: a second is no proof."""
+    drain = Drain(1000)
+    drain.observe(Reading(0.0, 20_000, 0, 0.0))
+
+    feed(drain, seconds=1.25, arrivals=0, capacity=10, start=Reading(0.0, 20_000, 0, 0.0))
+
+    assert drain.wait_seconds(20_000) < 40
+
+
+def test_a_stage_that_is_quick_again_is_believed_within_two_seconds() -> None:
+    """Slowness ends, as when others leave the machine: the rate near zero goes with it."""
+    drain = Drain(1000)
+    slow = feed(drain, seconds=30, arrivals=0, capacity=5, start=Reading(0.0, 20_000, 0, 0.0))
+    assert drain.rate == pytest.approx(5, rel=0.3)
+
+    quick = feed(drain, seconds=2, arrivals=0, capacity=2000, start=slow)
+
+    real_seconds = quick.waiting / 2000
+    assert drain.wait_seconds(quick.waiting) < 2 * real_seconds
