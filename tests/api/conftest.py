@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +73,16 @@ def _forget_tokens() -> Iterator[None]:
     BearerAuthentication.forget()
     yield
     BearerAuthentication.forget()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses the bank: a test database is made only if a test that was collected says that it needs one."""
+    here = Path(__file__).parent
+    using = [item for item in items if here in item.path.parents and "bank" in getattr(item, "fixturenames", ())]
+    for item in using:
+        if item.get_closest_marker("django_db") is None:
+            item.add_marker(pytest.mark.django_db)
 
 
 @pytest.fixture

@@ -6,11 +6,18 @@ import tracemalloc
 from typing import Any
 
 import pytest
+from django.db import connection
 
 from accounts.models import Account
 from bankcore.messaging.models import Event
 from tests.api.conftest import written
 from transfers.models import Transfer
+
+
+def test_this_file_alone_gets_a_database_of_its_own(bank: Any, request: pytest.FixtureRequest) -> None:
+    """Without the mark on any test that was collected, tests would write to the database they were started with."""
+    assert request.node.get_closest_marker("django_db") is not None
+    assert connection.settings_dict["NAME"].startswith("test_")
 
 
 def test_an_atomic_batch_is_taken_whole(bank: Any) -> None:
