@@ -190,6 +190,25 @@ def test_messages_that_the_broker_lost_are_sent_again(bank: Bank) -> None:
     assert bank.ended(transfer["id"], seconds=60)["status"] == "posted"
 
 
+def test_who_was_to_be_told_is_told_when_the_broker_lost_the_message(bank: Bank) -> None:
+    """Purged between relay and dispatch, where no transfer waits for anything any more."""
+    workers = bank.pids("notifications")
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    transfer = bank.send(bank.accounts[0], bank.accounts[1], 3)
+    published = (
+        "SELECT id FROM messaging_event WHERE subject = %s AND type = 'transfer.posted' AND published_at < now()"
+    )
+    assert _wait_for(lambda: bank.rows(published, transfer["id"]))
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    with Connection(bank.stack["broker_url"]) as connection:
+        connection.channel().queue_delete("notifications")
+
+    told = "SELECT count(*) FROM notifications_notification WHERE transfer = %s AND channel = 'in_app'"
+    assert _wait_for(lambda: bank.rows(told, transfer["id"]) != [(0,)])
+
+
 def test_metrics_of_the_contract_are_scraped(bank: Bank) -> None:
     bank.ended(bank.send(bank.accounts[0], bank.accounts[1], 1)["id"])
 
