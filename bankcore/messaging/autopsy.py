@@ -13,7 +13,9 @@ from django.conf import settings
 
 from bankcore.messaging import envelope
 from bankcore.messaging.envelope import Refused
-from bankcore.messaging.unpacking import Unpackable, unpack
+from bankcore.messaging.unpacking import UNREADABLE_HEADER, Unpackable, unpack
+
+KILLED = "killed its worker"
 
 
 def cause(headers: Mapping[str, Any], *, content_type: Any, body: bytes) -> str:
@@ -21,7 +23,7 @@ def cause(headers: Mapping[str, Any], *, content_type: Any, body: bytes) -> str:
     death = _death(headers)
     reason = str(death.get("reason", headers.get("x-first-death-reason", "unknown")))
     if reason == "delivery_limit":
-        return "killed its worker"
+        return KILLED
     try:
         _check(headers, _queue(death), content_type, body)
     except (Refused, Unpackable) as why:
@@ -32,6 +34,8 @@ def cause(headers: Mapping[str, Any], *, content_type: Any, body: bytes) -> str:
 
 
 def _check(headers: Mapping[str, Any], queue: str, content_type: Any, body: bytes) -> None:
+    if UNREADABLE_HEADER in headers:
+        raise Refused("unreadable headers")
     plain = unpack(headers.get("compression"), body)
     if content_type != "application/json":
         raise Refused("wrong content type", f"Its content type is {str(content_type)[:80]!r}, not JSON.")

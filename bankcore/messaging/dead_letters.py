@@ -9,13 +9,14 @@ from typing import Any
 
 from celery import bootsteps
 from django.conf import settings
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 from kombu import Consumer, Exchange, Queue
 
-from bankcore.messaging import autopsy, undelivered
+from bankcore.messaging import autopsy, deadly, undelivered
 from bankcore.messaging.models import DeadLetter, DeskRequest
+from bankcore.messaging.pause import is_asked_to_stop, is_infrastructure
 from bankcore.messaging.unpacking import keep_bytes
 
 log = logging.getLogger(__name__)
@@ -30,31 +31,51 @@ def park_work(*, task: str, subject: str, error: Exception, attempts: int) -> De
     return DeadLetter.objects.create(
         task=task,
         subject=subject,
-        cause=f"{type(error).__name__}: {error}".replace("\x00", "")[:200],
-        detail=detail.replace("\x00", ""),
+        cause=_text(f"{type(error).__name__}: {error}")[:200],
+        detail=_text(detail),
         attempts=attempts,
     )
 
 
 def record_message(message: Any) -> DeadLetter:
-    """Keep a message nobody could handle: its bytes as they came, its headers, and the broker's word on its death."""
+    """Keep a message nobody could handle: its bytes as they came, its headers, and the broker's word on its death.
+
+    Whatever a stranger wrote into it, it is kept: headers that the database cannot hold are left out, which it says.
+    """
+    body = _bytes_as_they_came(message)
+    try:
+        with transaction.atomic():
+            return DeadLetter.objects.create(**_facts(message, body), **_kept(body))
+    except Exception as error:
+        if is_infrastructure(error):
+            raise
+        log.exception("the headers of a dead letter cannot be kept")
+        return DeadLetter.objects.create(
+            cause="undeliverable: unreadable headers",
+            detail=f"Its headers cannot be kept: {_text(error)}"[:DETAIL_CHARACTERS_MAX],
+            **_kept(body),
+        )
+
+
+def _kept(body: bytes) -> dict[str, Any]:
+    return {"body": body, "body_digest": hashlib.sha256(body).hexdigest()}
+
+
+def _facts(message: Any, body: bytes) -> dict[str, Any]:
     headers = dict(message.headers or {})
     deaths = headers.get("x-death")
     death = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
-    body = _bytes_as_they_came(message)
     envelope = {"properties": message.properties, "content_type": message.content_type}
     kept = _plain({**headers, **envelope, "content_encoding": message.content_encoding})
     cause = autopsy.cause(headers, content_type=message.content_type, body=body)
-    return DeadLetter.objects.create(
-        task=str(headers.get("task", ""))[:128],
-        queue=str(death.get("queue", headers.get("x-first-death-queue", "")))[:128],
-        cause=f"undeliverable: {cause}"[:200],
-        detail=undelivered.read(kept, body).why_not,
-        headers=kept,
-        body=body,
-        body_digest=hashlib.sha256(body).hexdigest(),
-        attempts=_whole(headers.get("x-delivery-count")),
-    )
+    return {
+        "task": _text(headers.get("task", ""))[:128],
+        "queue": _text(death.get("queue", headers.get("x-first-death-queue", "")))[:128],
+        "cause": _text(f"undeliverable: {cause}")[:200],
+        "detail": _text(undelivered.read(kept, body).why_not),
+        "headers": kept,
+        "attempts": _whole(headers.get("x-delivery-count")),
+    }
 
 
 def close_about(subject: str, *, state: str, resolution: str, user_id: int | None = None) -> int:
@@ -91,11 +112,16 @@ def _whole(value: Any) -> int:
 def _plain(value: Any) -> Any:
     """Make a value storable as JSON in PostgreSQL, whatever came over the wire."""
     if isinstance(value, dict):
-        return {str(k).replace("\x00", ""): _plain(v) for k, v in value.items()}
+        return {_text(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     if isinstance(value, bool | int | type(None)) or (isinstance(value, float) and math.isfinite(value)):
         return value
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    """Make text of a value that PostgreSQL can keep: without NUL, and without halves of characters."""
     return str(value).encode("utf-8", "replace").decode().replace("\x00", "")
 
 
@@ -128,13 +154,19 @@ class DeadLetterStep(bootsteps.ConsumerStep):
 
     def take(self, message: Any) -> None:
         try:
-            letter = record_message(message)
+            with transaction.atomic():
+                letter = record_message(message)
+                if letter.cause.endswith(autopsy.KILLED):
+                    body, kind = _bytes_as_they_came(message), message.content_type
+                    deadly.isolate(dict(message.headers or {}), queue=letter.queue, body=body, content_type=kind)
         except Exception:
-            # Kept by the broker until the database can take it; the pause keeps this from being a busy loop.
             log.exception("cannot record a dead letter yet")
             connection.close()
-            time.sleep(RETRY_SECONDS)
-            message.requeue()
+            # The broker keeps it until the database can take it. A worker that is to stop does not ask for it again:
+            # it would get it again at once, and never come to an end.
+            if not is_asked_to_stop():
+                time.sleep(RETRY_SECONDS)
+                message.requeue()
             return
         message.ack()
         log.error("dead letter %s from %s: %s", letter.pk, letter.queue, letter.cause)

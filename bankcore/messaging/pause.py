@@ -92,13 +92,14 @@ class Pause:
     def _sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            if _is_asked_to_stop():
+            if is_asked_to_stop():
                 raise Reject("the worker is stopping", requeue=True)
             time.sleep(min(left, LOOK_SECONDS))
             metrics.paused_seconds.labels(self.stage, self.cause).inc(min(left, LOOK_SECONDS))
 
 
-def _is_asked_to_stop() -> bool:
+def is_asked_to_stop() -> bool:
+    """Tell whether this worker is to end."""
     # The exit code 0 asks to stop as well, and is equal to False.
     asked = (worker_state.should_stop, worker_state.should_terminate)
     return any(one is not None and one is not False for one in asked)

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from backports import zstd
 from django.conf import settings
 
+from bankcore.messaging.unpacking import UNREADABLE_HEADER
+
 # Far above 500 ids. What is compressed may not grow beyond it either.
 BODY_BYTES_MAX = 256 * 1024
 SUBJECT_CHARACTERS_MAX = 64
@@ -38,6 +40,8 @@ def read(headers: Mapping[str, Any], body: bytes) -> Reading:
 
 
 def _task(headers: Mapping[str, Any]) -> str:
+    if UNREADABLE_HEADER in headers:
+        raise _Unreadable("Its headers or properties cannot be read.")
     task = headers.get("task")
     if not isinstance(task, str) or not task:
         raise _Unreadable("Its headers name no task.")

@@ -1,11 +1,16 @@
-"""Take a message off the wire: keep its bytes as they came, and never let them grow beyond measure.
+"""Take a message off the wire: keep its bytes as they came, bound what they unpack to, and survive its headers.
 
 kombu decompresses a message as it arrives, with any codec that is installed and without a limit. Here one codec is
 known, the one that is used, and its output is bounded before anybody looks at it.
+
+py-amqp reads headers and properties while it reads the connection: what it cannot read (a moment in milliseconds, text
+in another encoding, tables in tables without end) would end the worker, and the next one as well. Here such a message
+arrives with a header that says so, and is refused like any other that cannot be handled.
 """
 
 from typing import Any
 
+from amqp.basic_message import Message as AmqpMessage
 from backports import zstd
 from kombu import compression
 
@@ -61,6 +66,26 @@ def _bounded(codec: str) -> None:
 
 for _codec in compression.encoders():
     _bounded(_codec)
+
+
+# The header of a message whose headers and properties cannot be read: the reason, and their first bytes.
+UNREADABLE_HEADER = "bankcore-unreadable"
+UNREADABLE_BYTES_KEPT = 4096
+
+_load_properties = AmqpMessage._load_properties
+
+
+def _load_what_can_be_read(message: Any, class_id: int, buffer: Any, offset: int) -> int:
+    try:
+        return int(_load_properties(message, class_id, buffer, offset))
+    except Exception as error:
+        kept = bytes(buffer[offset : offset + UNREADABLE_BYTES_KEPT])
+        told = {"why": f"{type(error).__name__}: {error}"[:300], "bytes": kept}
+        message.properties = {"application_headers": {UNREADABLE_HEADER: told}}
+        return len(buffer)
+
+
+AmqpMessage._load_properties = _load_what_can_be_read
 
 
 def keep_bytes(channel: Any) -> None:

@@ -16,7 +16,7 @@ class Mutant(NamedTuple):
 LEDGER, POSTING = "tests/accounts/test_ledger.py::", "tests/transfers/test_posting.py::"
 STATES, SWEEP = "tests/transfers/test_states.py::", "tests/transfers/test_sweep.py::"
 RELAY, TASKS = "tests/messaging/test_relay.py::", "tests/messaging/test_batch_tasks.py::"
-WORKER = "tests/messaging/test_worker.py::test_malformed_messages_become_dead_letters_and_the_workers_go_on"
+WORKER = "tests/messaging/test_worker.py::test_poison_ends_on_the_desk_with_its_cause_while_healthy_traffic_goes_on"
 TOLD, API = "tests/notifications/test_notifications.py::", "tests/api/test_transfers.py::"
 LEDGER_POST = "accounts/migrations/0002_ledger.py"
 
@@ -66,7 +66,7 @@ MUTANTS = (
     ),
     Mutant(
         "state guard of posting skipped", "transfers/posting.py",
-        "claim(transfer_ids, status=[Status.APPROVED])", "claim(transfer_ids, status=list(Status))",
+        "status=Status.APPROVED), status=[Status.APPROVED])", "status=Status.APPROVED), status=list(Status))",
         POSTING + "test_a_transfer_that_is_not_approved_is_left_alone",
     ),
     Mutant(
@@ -86,7 +86,7 @@ MUTANTS = (
     ),
     Mutant(
         "acceptance not announced", "transfers/intake.py",
-        "      FROM accepted\n)\nSELECT", "      FROM accepted WHERE false\n)\nSELECT",
+        "JOIN asked AS r USING (id)\n     ORDER", "JOIN asked AS r USING (id) WHERE false\n     ORDER",
         API + "test_an_order_becomes_a_transfer_and_an_event",
     ),
     Mutant(
@@ -187,7 +187,7 @@ MUTANTS = (
     ),
     Mutant(
         "stop is not listened to", "bankcore/messaging/pause.py",
-        "            if _is_asked_to_stop():\n", "            if not _is_asked_to_stop:\n",
+        "            if is_asked_to_stop():\n", "            if not is_asked_to_stop:\n",
         TASKS + "test_a_worker_that_is_to_stop_gives_the_message_back_untouched",
     ),
     Mutant(

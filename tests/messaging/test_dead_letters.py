@@ -1,15 +1,21 @@
 """What nobody could handle is kept byte for byte, with everything that came around it."""
 
 import hashlib
+from itertools import pairwise
 
 import pytest
 from backports import zstd
 from celery import current_app
+from django.utils import timezone
 from kombu import Connection, Consumer, Exchange, Producer
 
+from bankcore.messaging import envelope
 from bankcore.messaging.dead_letters import DeadLetterStep, record_message
 from bankcore.messaging.forecasts import foresee
-from bankcore.messaging.models import DeadLetter
+from bankcore.messaging.models import DeadLetter, Event
+from tests.messaging.poison import TASK, call, task_headers
+from transfers.models import Transfer
+from transfers.posting import post_transfers
 
 pytestmark = pytest.mark.django_db
 
@@ -98,3 +104,53 @@ def test_the_virtual_transports_keep_the_bytes_as_well():
 
     assert zstd.decompress(bytes(letter.body)) == b'{"a": 1}'
     assert foresee([letter.pk])[0].would == "nothing"
+
+
+def killed(die, body, **changes):
+    """A message of ours as the broker gives it up: it was delivered too often."""
+    # As a worker does when it starts.
+    current_app.loader.import_default_modules()
+    headers = task_headers()
+    envelope.sign(headers, queue="posting-0", body=body)
+    death = [{"queue": "posting-0", "reason": "delivery_limit", "routing-keys": ["posting-0"], "count": 1}]
+    return die(body, {**headers, "x-death": death, **changes})
+
+
+def approvals():
+    events = Event.objects.filter(type="transfer.approved").order_by("id")
+    return [(event.attempt, event.published_at, event.due_at > timezone.now()) for event in events]
+
+
+def test_of_what_killed_its_workers_each_id_is_tried_alone_and_the_culprit_is_parked(die, accounts, make_transfer):
+    alice, bob = accounts(1000, 0)
+    transfers = [make_transfer(alice, bob, 10) for _ in range(3)]
+    Event.objects.update(published_at=timezone.now())
+
+    killed(die, call([str(transfer.pk) for transfer in transfers]))
+
+    assert approvals() == [(1, None, True)] * 3
+    due = list(Event.objects.filter(type="transfer.approved").order_by("id").values_list("due_at", flat=True))
+    # Further apart than the longest that a relay gathers.
+    assert all((later - earlier).total_seconds() > 1 for earlier, later in pairwise(due))
+    # Later ones of the account are not held up by it, nor take it along.
+    last = make_transfer(alice, bob, 10)
+    post_transfers([last.pk])
+    assert set(Transfer.objects.exclude(pk=last.pk).values_list("status", flat=True)) == {"approved"}
+
+    killed(die, call([str(transfers[1].pk)]))
+
+    assert [Transfer.objects.get(pk=t.pk).status for t in transfers] == ["approved", "parked", "approved"]
+    parked = DeadLetter.objects.get(subject=str(transfers[1].pk))
+    assert (parked.task, parked.cause) == (TASK, "WorkerDied: workers died of it, again and again")
+
+
+def test_a_strangers_word_on_how_a_message_died_moves_nothing(die, accounts, make_transfer):
+    alice, bob = accounts(1000, 0)
+    transfer = make_transfer(alice, bob, 10)
+    Event.objects.update(published_at=timezone.now(), attempt=1)
+
+    letter = killed(die, call([str(transfer.pk)]), **{envelope.SIGNATURE_HEADER: "0" * 64})
+
+    assert letter.cause == "undeliverable: killed its worker"
+    assert Event.objects.filter(published_at=None).count() == 0
+    assert Transfer.objects.get().status == "approved"
