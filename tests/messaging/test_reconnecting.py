@@ -12,10 +12,13 @@ import pytest
 from django.conf import settings
 
 from bankcore.messaging import broker as nodes
+from bankcore.messaging.publisher import Publisher, TaskMessage
+from bankcore.messaging.relay import Relay
 from tests.messaging.broker_view import eventually
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+REAL = urlsplit(settings.BROKER_URL)
 BASIC_CONSUME = struct.pack(">HH", 60, 20)
 BASIC_CONSUME_OK = struct.pack(">HH", 60, 21)
 REPLY = b"INTERNAL_ERROR - {error,nodedown}"
@@ -35,14 +38,13 @@ class Node:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
-        real = urlsplit(settings.BROKER_URL)
         while True:
             try:
                 client, _ = self.listener.accept()
             except OSError:
                 return
             self.connections += 1
-            server = socket.create_connection((real.hostname, real.port))
+            server = socket.create_connection((REAL.hostname, REAL.port))
             threading.Thread(target=self._carry, args=(client, server, True), daemon=True).start()
             threading.Thread(target=self._carry, args=(server, client, False), daemon=True).start()
 
@@ -64,8 +66,7 @@ class Node:
 
 
 def url_of(port: int) -> str:
-    real = urlsplit(settings.BROKER_URL)
-    return real._replace(netloc=f"{real.username}:{real.password}@127.0.0.1:{port}").geturl()
+    return REAL._replace(netloc=f"{REAL.username}:{REAL.password}@127.0.0.1:{port}").geturl()
 
 
 @pytest.fixture
@@ -114,6 +115,29 @@ def test_a_worker_is_back_soon_after_all_nodes_were_away(broker, start, node, fr
     back = node(ports[1])
 
     assert back.consuming.wait(5)
+
+
+def test_a_relay_goes_past_a_node_that_takes_connections_and_says_nothing(broker, settings):
+    """A frozen node: the kernel accepts for it."""
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        url = url_of(frozen.getsockname()[1])
+        publisher = Publisher(f"{url};{url};{settings.BROKER_URL}", "bank")
+        taken = publisher.publish([TaskMessage("risk-0", "transfers.check_risk", ["a"])])
+        publisher.close()
+
+    assert (len(taken), broker.depth("risk-0")) == (1, 1)
+
+
+def test_a_relay_begins_with_another_node_each_time(broker, node, settings):
+    first, second = node(), node()
+    settings.BROKER_URL = f"{first.url()};{second.url()}"
+    relay, made = Relay(threading.Event()), []
+    for _ in range(3):
+        relay._publisher()
+        relay._drop_publisher()
+        made.append((first.connections, second.connections))
+
+    assert made == [(1, 0), (1, 1), (2, 1)]
 
 
 def test_the_list_begins_with_another_node_at_each_turn():
