@@ -10,15 +10,19 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from io import BytesIO
+from queue import SimpleQueue
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from django.conf import settings
+from django.utils.module_loading import import_string
 
 from bankcore import metrics
+from bankcore.garbage import collect_rarely
 from bankcore.identifiers import new_id
 from bankcore.lanes import Lanes
 from bankcore.logs import accepted_request_id
@@ -60,12 +64,59 @@ BUSY = Refusal(503, "overloaded", "Too many requests are waiting", retry_after=B
 TOO_LARGE = Refusal(413, "payload_too_large", "The body is too large")
 
 
+class Pool:
+    """Threads that answer requests. A pool of futures does the same for several locks and a wake-up more a request."""
+
+    def __init__(self, answer: Callable[[Environ, Exchange, asyncio.AbstractEventLoop], None], *, threads: int) -> None:
+        self._answer = answer
+        self._waiting: SimpleQueue[tuple[Environ, Exchange, asyncio.Future[None]]] = SimpleQueue()
+        # What was answered, for the loop: several at a time, where several are done before it looks.
+        self._done: deque[tuple[asyncio.Future[None], Exception | None]] = deque()
+        self._is_waking = False
+        self._missing = threads
+
+    async def run(self, environ: Environ, exchange: Exchange) -> None:
+        """Let a thread answer, and return when it has. Raises what the answering raised."""
+        while self._missing:
+            # Not before: a process that forks takes no threads along.
+            threading.Thread(target=self._work, name=f"web-{self._missing}", daemon=True).start()
+            self._missing -= 1
+        answered = asyncio.get_running_loop().create_future()
+        self._waiting.put((environ, exchange, answered))
+        await answered
+
+    def _work(self) -> None:
+        while True:
+            environ, exchange, answered = self._waiting.get()
+            loop, failed = answered.get_loop(), None
+            try:
+                self._answer(environ, exchange, loop)
+            except Exception as error:
+                failed = error
+            self._done.append((answered, failed))
+            # Whoever finds it set comes before it is cleared, and what is done is looked at after that.
+            if not self._is_waking:
+                self._is_waking = True
+                loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        self._is_waking = False
+        while self._done:
+            answered, failed = self._done.popleft()
+            if answered.done():
+                continue
+            if failed is None:
+                answered.set_result(None)
+            else:
+                answered.set_exception(failed)
+
+
 class Front:
     """One per process. `application` is a WSGI callable that runs in `threads` threads."""
 
     def __init__(self, application: Any, *, threads: int, queue_max: int) -> None:
         self.application = application
-        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="web")
+        self._pool = Pool(self._answer, threads=threads)
         self._open_max = threads + queue_max
         self._open = 0
         self._gathered_bytes = 0
@@ -85,8 +136,7 @@ class Front:
             return
         self._open += 1
         try:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._pool, self._answer, environ, exchange, loop)
+            await self._pool.run(environ, exchange)
         finally:
             self._open -= 1
 
@@ -218,7 +268,10 @@ def make() -> Front:
     _, files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "bankcore.settings")
-    return Front(Lanes(), threads=settings.WEB_THREADS, queue_max=settings.WEB_QUEUE_MAX)
+    lanes = Lanes()
+    import_string(settings.ROOT_URLCONF + ".urlpatterns")
+    collect_rarely()
+    return Front(lanes, threads=settings.WEB_THREADS, queue_max=settings.WEB_QUEUE_MAX)
 
 
 application = make()

@@ -31,7 +31,7 @@ class RequestIdMiddleware:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        request_id = accepted_request_id(request.headers.get("X-Request-Id", "")) or str(new_id())
+        request_id = accepted_request_id(request.META.get("HTTP_X_REQUEST_ID", "")) or str(new_id())
         token = _request_id.set(request_id)
         try:
             response = self.get_response(request)

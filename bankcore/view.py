@@ -37,7 +37,19 @@ class View(APIView):
         return response
 
     def perform_content_negotiation(self, request: Any, force: bool = False) -> Any:
-        return JSONRenderer(), "application/json"
+        return _JSON, "application/json"
+
+    @property
+    def allowed_methods(self) -> list[str]:
+        """The methods that the view has; looked for once, as DRF names them in every answer."""
+        known = _METHODS.get(type(self))
+        if known is None:
+            known = _METHODS[type(self)] = super().allowed_methods
+        return known
+
+
+_JSON = JSONRenderer()
+_METHODS: dict[type[View], list[str]] = {}
 
 
 class BearerScheme(OpenApiAuthenticationExtension):

@@ -1,6 +1,5 @@
 """What goes over the wire everywhere: JSON answers, problems, and the small types that request bodies share."""
 
-import json
 import unicodedata
 from collections.abc import Mapping
 from datetime import date, datetime
@@ -8,7 +7,7 @@ from typing import Annotated, Any
 
 from django.http import HttpResponse
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, to_json
 
 from bankcore.moments import parse_day, parse_moment
 from bankcore.money import is_currency
@@ -76,5 +75,4 @@ class Problem(BaseModel):
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> HttpResponse:
-    body = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    return HttpResponse(body, status=status, headers=headers, content_type="application/json")
+    return HttpResponse(to_json(content), status=status, headers=headers, content_type="application/json")

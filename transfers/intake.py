@@ -79,6 +79,7 @@ class _Row(NamedTuple):
 
 _NOBODY = UUID(int=0)
 ORDERS_AT_ONCE_MAX = 64
+_accept_seconds, _accepted = stage_seconds.labels("accept"), admission.labels("accepted")
 
 # One statement is one transaction and one round trip, which is why this does not go through outbox.record. It leaves
 # out an order that the accounts do not allow (`orders.refusal` has the same rules and says why), or whose key or
@@ -158,8 +159,8 @@ def accept_transfer(order: TransferOrder, *, client: Client, idempotency_key: st
         admission.labels("refused").inc()
         raise _why_not(order, client)
     transfer = _as_accepted(order, transfer_id, created_at)
-    stage_seconds.labels("accept").observe(time.monotonic() - started)
-    admission.labels("accepted").inc()
+    _accept_seconds.observe(time.monotonic() - started)
+    _accepted.inc()
     count_transfers([(str(transfer.status), "")])
     return Accepted(transfer, replayed=False)
 

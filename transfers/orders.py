@@ -87,9 +87,12 @@ class TransferOrder(BaseModel):
         return fingerprint(self.model_dump(exclude_defaults=True))
 
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode
+
+
 def fingerprint(content: Any) -> bytes:
     try:
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+        canonical = _canonical(content)
     except RecursionError as error:
         raise MalformedJson("The body nests too deep.") from error
     return sha256(canonical.encode()).digest()

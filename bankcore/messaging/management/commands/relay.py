@@ -8,6 +8,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from bankcore import metrics
+from bankcore.garbage import collect_rarely
 from bankcore.messaging import envelope
 from bankcore.messaging.relay import Relay
 
@@ -22,4 +23,5 @@ class Command(BaseCommand):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         metrics.serve()
+        collect_rarely()
         Relay(stop).run()

@@ -11,6 +11,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from bankcore import metrics
+from bankcore.garbage import collect_rarely
 from bankcore.messaging import envelope
 from bankcore.messaging.beat import Beat
 from bankcore.messaging.bulkhead import limit_queues
@@ -67,6 +68,7 @@ class Command(BaseCommand):
         if role in YIELDING_ROLES:
             os.nice(YIELDING_NICENESS)
         worker_ready.connect(lambda **_: metrics.serve(), weak=False)
+        worker_ready.connect(lambda **_: collect_rarely(), weak=False)
         name = f"{role}.{index}.{os.getpid()}@{socket.gethostname()}"
         quiet = ["--without-gossip", "--without-mingle", "--loglevel", settings.LOG_LEVEL]
         current_app.worker_main(["worker", "--queues", ",".join(queues), "--hostname", name, *quiet, *ROLES[role]])
