@@ -181,8 +181,8 @@ RATE_LIMIT_CLIENTS = {
 }
 
 # Threads per web process: a quarter of them may wait for a transfer (`Prefer: wait`).
-# Threads that order at the same time share a commit, so a few more than processors is right.
-WEB_THREADS = env.int("WEB_THREADS", default=8)
+# Threads that order at the same time share a statement and a commit, so more than processors is right.
+WEB_THREADS = env.int("WEB_THREADS", default=12)
 # Complete requests that may wait for a thread, and how long a body may take to arrive (bankcore/front.py).
 WEB_QUEUE_MAX = env.int("WEB_QUEUE_MAX", default=128)
 BODY_SECONDS_MAX = env.float("BODY_SECONDS_MAX", default=20.0)

@@ -135,7 +135,7 @@ class OpenTransfer(models.Model):
 
     class Meta:
         ordering = ["transfer"]
-        indexes = [models.Index(fields=["debit_account"], name="opentransfer_debit")]
+        indexes = [models.Index(fields=["debit_account", "transfer"], name="opentransfer_turn")]
 
     def __str__(self) -> str:
         return str(self.transfer_id)

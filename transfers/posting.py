@@ -12,16 +12,21 @@ from transfers import events
 from transfers.states import Change, Claimed, Status, claim, in_turn
 
 
-@transaction.atomic
 def post_transfers(transfer_ids: Sequence[UUID]) -> int:
     """Move the money of approved transfers, in the order given, and announce each result; return how many ended.
 
-    Earlier ones of the same accounts whose messages the broker lost go with them, first.
+    Earlier ones of the same accounts whose messages the broker lost go with them, first; in transactions of their own,
+    where they are very many.
 
     Safe to repeat: transfers that are no longer approved are left alone, and the journal takes a reference once.
     Locks the transfers, then every account they touch, each in id order.
     """
-    claimed = claim(in_turn(transfer_ids, status=Status.APPROVED), status=[Status.APPROVED])
+    return sum(_post(lot) for lot in in_turn(transfer_ids, status=Status.APPROVED))
+
+
+@transaction.atomic
+def _post(transfer_ids: Sequence[UUID]) -> int:
+    claimed = claim(transfer_ids, status=[Status.APPROVED])
     if not claimed:
         return 0
     live = [c for c in claimed if not c.expired]

@@ -1,6 +1,6 @@
 """The states of a transfer and the only way from one to the next: guarded set-wise updates."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -60,28 +60,25 @@ class Change(NamedTuple):
     reason: str = ""
 
 
-# Transfers that should have been here before these: of the same debit account, accepted earlier, waiting for the same
-# stage. A queue keeps order, so the broker has lost their message. One that failed (attempt > 0) or is to be tried
-# later stops nobody.
-_PREDECESSORS = """
-SELECT before.transfer_id
-  FROM (SELECT DISTINCT ON (debit_account_id) debit_account_id, transfer_id FROM transfers_opentransfer
-         WHERE transfer_id = ANY(%b::uuid[]) ORDER BY debit_account_id, transfer_id DESC) AS last
-  JOIN transfers_opentransfer AS before
-    ON before.debit_account_id = last.debit_account_id AND before.transfer_id < last.transfer_id
-   AND before.status = %b AND before.transfer_id <> ALL(%b::uuid[])
-  JOIN messaging_event AS e ON e.subject = before.transfer_id::text AND e.type = %b
- GROUP BY before.transfer_id
-HAVING bool_and(e.attempt = 0 AND e.due_at <= statement_timestamp())
-"""
+# How much of what was lost is taken at once, however much it is.
+LOST_AT_ONCE_MAX = 1000
+_LOST_BEFORE = "SELECT transfers_lost_before(%b::uuid[], %b, %b::int)"
 
 
-def in_turn(transfer_ids: Sequence[UUID], *, status: Status) -> list[UUID]:
-    """Put in front of transfers those that the broker lost: earlier ones of the same account in the same status."""
-    ids = list(dict.fromkeys(transfer_ids))
-    before = [row[0] for row in fetch_all(_PREDECESSORS, (ids, str(status), ids, f"transfer.{status}"))]
+def in_turn(transfer_ids: Sequence[UUID], *, status: Status) -> Iterator[list[UUID]]:
+    """Yield the transfers, and with or before them those that should have come earlier, in lots that are taken in turn.
+
+    Those are transfers of the same debit accounts, accepted earlier and waiting in the same status. A queue keeps
+    order, so the broker has lost their message. One that failed (attempt > 0) or is to be tried later stops nobody.
+    """
+    ids, lost = list(dict.fromkeys(transfer_ids)), list[UUID]()
+    while True:
+        earlier, lost = lost, [row[0] for row in fetch_all(_LOST_BEFORE, (ids, str(status), LOST_AT_ONCE_MAX))]
+        if len(lost) < LOST_AT_ONCE_MAX or lost == earlier:
+            break
+        yield lost
     # Ids are UUIDv7: their order is that of acceptance.
-    return sorted([*before, *ids]) if before else ids
+    yield sorted([*lost, *ids]) if lost else ids
 
 
 _CLAIM = """

@@ -10,9 +10,9 @@ from collections.abc import Callable
 WINDOW_SECONDS = 0.2
 # Up to this many events a second, about fifty transfers, nobody waits.
 STREAM_EVENTS_PER_SECOND = 150
-GATHER_SECONDS_MAX = 0.1
+GATHER_SECONDS_MAX = 0.2
 # The wait grows with the rate and reaches its maximum at this many events a second.
-FULL_EVENTS_PER_SECOND = 1_500
+FULL_EVENTS_PER_SECOND = 3_000
 
 
 class Gathering:

@@ -13,6 +13,7 @@ from accounts import ledger
 from accounts.models import Account, JournalEntry, JournalLine
 from bankcore.identifiers import new_id
 from bankcore.messaging.models import DeadLetter, Event
+from transfers import states
 from transfers.models import Transfer
 from transfers.parking import park_transfer
 from transfers.posting import post_transfers
@@ -219,6 +220,19 @@ def test_what_the_broker_lost_is_posted_before_what_came_after_it(accounts, make
     assert ends(*lost, delivered) == [("posted", ""), ("posted", ""), ("rejected", "insufficient_funds")]
     assert entries() == [f"transfer:{transfer.pk}" for transfer in lost]
     assert ends(failing, elsewhere, later) == [("approved", "")] * 3
+
+
+def test_very_much_that_was_lost_is_posted_in_lots_and_in_order(accounts, make_transfer, monkeypatch):
+    monkeypatch.setattr(states, "LOST_AT_ONCE_MAX", 2)
+    payer, shop = accounts(100, 0)
+    lost = [make_transfer(payer, shop, amount) for amount in (60, 5, 30, 2, 1)]
+    delivered = make_transfer(payer, shop, 3)
+
+    assert [len(lot) for lot in states.in_turn([delivered.pk], status=states.Status.APPROVED)] == [2, 3]
+    assert post_transfers([delivered.pk]) == 6
+
+    assert ends(*lost, delivered) == [("posted", "")] * 5 + [("rejected", "insufficient_funds")]
+    assert entries() == [f"transfer:{transfer.pk}" for transfer in lost]
 
 
 def test_posting_takes_as_many_statements_for_200_as_for_one(accounts, make_transfer, statements):

@@ -25,9 +25,11 @@ def check_risk(transfer_ids: Sequence[UUID]) -> int:
     Safe to repeat: transfers that are no longer waiting for screening are left alone. Locks the transfers, but only
     after the provider outside (if there is one) has been asked: its slowness holds no lock.
     """
-    ids = in_turn(transfer_ids, status=Status.ACCEPTED)
-    verdicts = provider.ask(ids, _SCREENED) if provider.is_configured() else None
-    return screen(ids, verdicts)
+    screened = 0
+    for lot in in_turn(transfer_ids, status=Status.ACCEPTED):
+        verdicts = provider.ask(lot, _SCREENED) if provider.is_configured() else None
+        screened += screen(lot, verdicts)
+    return screened
 
 
 @transaction.atomic
