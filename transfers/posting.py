@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from accounts import ledger
 from bankcore import metrics
+from bankcore.messaging.blame import blame
 from transfers import events
 from transfers.states import Change, Claimed, Status, claim, in_turn
 
@@ -21,7 +22,11 @@ def post_transfers(transfer_ids: Sequence[UUID]) -> int:
     Safe to repeat: transfers that are no longer approved are left alone, and the journal takes a reference once.
     Locks the transfers, then every account they touch, each in id order.
     """
-    return sum(_post(lot) for lot in in_turn(transfer_ids, status=Status.APPROVED))
+    ended = 0
+    for lot in in_turn(transfer_ids, status=Status.APPROVED):
+        with blame(lot, transfer_ids):
+            ended += _post(lot)
+    return ended
 
 
 @transaction.atomic

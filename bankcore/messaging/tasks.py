@@ -16,6 +16,7 @@ from django.conf import settings
 
 from bankcore import metrics
 from bankcore.messaging import outbox
+from bankcore.messaging.blame import TakenAlongFailed
 from bankcore.messaging.dead_letters import park_work
 from bankcore.messaging.envelope import is_id_list
 from bankcore.messaging.pause import through_outages
@@ -49,6 +50,9 @@ class BatchTask(Task):
                 self._durably(partial(self.run, chunk))
             except Reject:
                 raise
+            except TakenAlongFailed as error:
+                # What came along is asked for by name, so that the halves find the culprit; then this chunk again.
+                waiting += [chunk, error.ids]
             except Exception as error:
                 if len(chunk) > 1:
                     # One of them is the culprit: the halves go again, the first one first, until it is alone.

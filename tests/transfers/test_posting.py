@@ -13,10 +13,11 @@ from accounts import ledger
 from accounts.models import Account, JournalEntry, JournalLine
 from bankcore.identifiers import new_id
 from bankcore.messaging.models import DeadLetter, Event
-from transfers import states
+from transfers import posting, states
 from transfers.models import Transfer
 from transfers.parking import park_transfer
 from transfers.posting import post_transfers
+from transfers.tasks import post_transfers_task
 
 pytestmark = pytest.mark.django_db
 
@@ -233,6 +234,25 @@ def test_very_much_that_was_lost_is_posted_in_lots_and_in_order(accounts, make_t
 
     assert ends(*lost, delivered) == [("posted", "")] * 5 + [("rejected", "insufficient_funds")]
     assert entries() == [f"transfer:{transfer.pk}" for transfer in lost]
+
+
+def test_a_lost_transfer_that_fails_is_blamed_itself_and_not_the_one_it_was_taken_along_with(
+    accounts, make_transfer, monkeypatch
+):
+    payer, shop = accounts(100, 0)
+    lost, culprit, delivered = (make_transfer(payer, shop, amount) for amount in (1, 2, 4))
+
+    def movement(claimed, real=posting._movement):
+        if claimed.id == culprit.pk:
+            raise ValueError("a bug")
+        return real(claimed)
+
+    monkeypatch.setattr(posting, "_movement", movement)
+    post_transfers_task([str(delivered.pk)])
+
+    assert ends(lost, culprit, delivered) == [("posted", ""), ("approved", ""), ("posted", "")]
+    attempts = dict(Event.objects.filter(type="transfer.approved").values_list("subject", "attempt"))
+    assert attempts == {str(lost.pk): 0, str(culprit.pk): 1, str(delivered.pk): 0}
 
 
 def test_posting_takes_as_many_statements_for_200_as_for_one(accounts, make_transfer, statements):

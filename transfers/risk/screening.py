@@ -8,6 +8,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from bankcore import metrics
+from bankcore.messaging.blame import blame
 from transfers import events
 from transfers.models import Review
 from transfers.risk import facts, provider
@@ -27,8 +28,9 @@ def check_risk(transfer_ids: Sequence[UUID]) -> int:
     """
     screened = 0
     for lot in in_turn(transfer_ids, status=Status.ACCEPTED):
-        verdicts = provider.ask(lot, _SCREENED) if provider.is_configured() else None
-        screened += screen(lot, verdicts)
+        with blame(lot, transfer_ids):
+            verdicts = provider.ask(lot, _SCREENED) if provider.is_configured() else None
+            screened += screen(lot, verdicts)
     return screened
 
 
