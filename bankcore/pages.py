@@ -152,7 +152,8 @@ def preformatted(text: str) -> SafeString | str:
     """Show text as it is, line by line: a traceback, JSON."""
     if not text:
         return "-"
-    return format_html('<pre class="font-mono text-xs whitespace-pre-wrap break-all">{}</pre>', text)
+    # As a style: the classes for it are not among those that unfold ships.
+    return format_html('<pre class="text-xs" style="white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>', text)
 
 
 def pretty_json(value: Any) -> SafeString | str:

@@ -9,8 +9,10 @@ from django.utils.safestring import SafeString
 from unfold.decorators import display
 
 from bankcore.messaging import audit
-from bankcore.pages import BoundedAdmin, ReadOnlyAdmin, moment, page_link, preformatted
+from bankcore.pages import BoundedAdmin, Panel, PanelAdmin, ReadOnlyAdmin, moment, page_link, preformatted
 from notifications.models import Notification, Subscription, WebhookDelivery, WebhookEndpoint
+
+DELIVERIES_SHOWN_MAX = 20
 
 
 @admin.register(Subscription)
@@ -64,7 +66,7 @@ class NotificationAdmin(ReadOnlyAdmin):
 
 
 @admin.register(WebhookEndpoint)
-class WebhookEndpointAdmin(BoundedAdmin):
+class WebhookEndpointAdmin(PanelAdmin):
     """Staff switch an endpoint off and on; customers register and remove theirs by the API."""
 
     list_display = ["url", "state_label", "shown_types", "customer", "created_by", "when"]
@@ -73,6 +75,9 @@ class WebhookEndpointAdmin(BoundedAdmin):
     search_help_text = "The whole id of an endpoint or a customer."
     fields = ["url", "customer", "shown_types", "ordered", "state", "created_by", "when"]
     readonly_fields = ["url", "customer", "shown_types", "ordered", "created_by", "when"]
+
+    def panels(self, obj: WebhookEndpoint) -> list[Panel]:
+        return [_latest_deliveries(obj)]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -105,7 +110,7 @@ class WebhookEndpointAdmin(BoundedAdmin):
 
 @admin.register(WebhookDelivery)
 class WebhookDeliveryAdmin(ReadOnlyAdmin):
-    list_display = ["id", "state_label", "type", "endpoint_id", "attempts", "status_code", "when", "delivered"]
+    list_display = ["id", "state_label", "type", "shown_endpoint", "attempts", "status_code", "when", "delivered"]
     list_filter = ["state"]
     search_fields = ["id", "event", "endpoint"]
     search_help_text = "The number of a delivery or an event."
@@ -137,3 +142,24 @@ class WebhookDeliveryAdmin(ReadOnlyAdmin):
     @display(description="delivered (UTC)")
     def delivered(self, delivery: WebhookDelivery) -> str:
         return moment(delivery.delivered_at)
+
+
+def _latest_deliveries(endpoint: WebhookEndpoint) -> Panel:
+    """What an endpoint was told last, and how it took it."""
+    latest = WebhookDelivery.objects.filter(endpoint=endpoint).order_by("-pk")[:DELIVERIES_SHOWN_MAX]
+    return Panel(
+        title="Latest deliveries",
+        headers=["Created (UTC)", "Delivery", "State", "Attempts", "Answer", "Failure"],
+        rows=[
+            [
+                moment(one.created_at),
+                page_link("notifications_webhookdelivery", one.pk, f"{one.pk}: {one.type}"),
+                one.get_state_display(),
+                one.attempts,
+                one.status_code or "-",
+                one.failure or "-",
+            ]
+            for one in latest
+        ],
+        empty="Nothing yet: no event that it asked for has happened since it was registered.",
+    )

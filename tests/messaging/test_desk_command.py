@@ -82,7 +82,7 @@ def test_a_letter_is_shown(parked, run):
 
     assert run("show", letter.pk, "--json")[1]["subject"] == letter.subject
     assert "Traceback" in run("show", letter.pk)[1] or "KeyError" in run("show", letter.pk)[1]
-    assert run("show", letter.pk + 1) == (1, f"There is no dead letter {letter.pk + 1}.")
+    assert run("show", letter.pk + 1) == (1, f"There is no dead letter {letter.pk + 1}: see `dead_letters list`.")
 
 
 def test_a_dry_run_and_then_the_replay(parked, run):

@@ -217,7 +217,7 @@ class DeadLetterAdmin(ReadOnlyAdmin):
             "keys": keys,
             "checkbox": helpers.ACTION_CHECKBOX_NAME,
             "action": name,
-            "decision": word,
+            "decision": f"{word} {len(keys)} letter(s)",
             "panel": _foreseen(keys),
         }
         return TemplateResponse(request, "pages/resolve_selected.html", context)

@@ -62,7 +62,7 @@ class Command(BaseCommand):
         if not {"risk", "posting"} <= set(rates):
             raise CommandError(
                 "There are no measured rates yet: no stage has had work standing in front of it. Send a burst first "
-                "(make demo, or POST /api/v1/batches), or give the rates: --rates risk=6000,posting=6000"
+                "(POST /api/v1/batches), or give the rates: --rates risk=6000,posting=6000"
             )
         promise = None if options["no_admission"] else options["promise"]
         per_transfer = bytes_per_transfer()

@@ -46,7 +46,7 @@ class Command(BaseCommand):
         _add_filters(listing)
         listing.add_argument("--limit", type=_number(1, LIST_MAX), default=50)
         show = verbs.add_parser("show", help="show one letter in full", epilog=EPILOG)
-        show.add_argument("letter", type=int)
+        show.add_argument("letter", type=int, help="its number, as `list` shows it")
         replay = verbs.add_parser("replay", help="let the work behind letters go on", epilog=EPILOG)
         replay.add_argument("letters", type=int, nargs="*", help="numbers; or none, and a filter or --all")
         _add_filters(replay)
@@ -55,13 +55,13 @@ class Command(BaseCommand):
         replay.add_argument("--rate", type=float, metavar="N", help="at most N letters a second")
         replay.add_argument("--dry-run", action="store_true", help="say what would happen today; change nothing")
         discard = verbs.add_parser("discard", help="give the work behind letters up", epilog=EPILOG)
-        discard.add_argument("letters", type=int, nargs="+")
+        discard.add_argument("letters", type=int, nargs="+", help="numbers, as `list` shows them")
         discard.add_argument("--reason", required=True, help="kept with the letter, 3 to 140 characters")
         approve = verbs.add_parser("approve", help="agree to a request, as the second person", epilog=EPILOG)
-        approve.add_argument("letter", type=int)
+        approve.add_argument("letter", type=int, help="its number, as `list` shows it")
         approve.add_argument("--action", required=True, choices=desk.DeskRequest.Action.values, dest="wanted")
         withdraw = verbs.add_parser("withdraw", help="take a request back, or turn it down", epilog=EPILOG)
-        withdraw.add_argument("letter", type=int)
+        withdraw.add_argument("letter", type=int, help="its number, as `list` shows it")
         for one in (replay, discard, approve, withdraw):
             one.add_argument("--user", metavar="NAME", help="act as this staff user, with their password")
             one.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
@@ -82,14 +82,17 @@ class Command(BaseCommand):
             self.stdout.write("No dead letters here: every attempt found its end.")
             return
         rows = [
-            [str(x.pk), x.state, f"{x.created_at:%F %T}", x.cause[:60], x.task, x.queue, x.subject] for x in letters
+            [str(x.pk), x.state, f"{x.created_at:%F %T}", " ".join(x.cause.split())[:60], x.task, x.queue, x.subject]
+            for x in letters
         ]
         self._table(["Letter", "State", "Since (UTC)", "Cause", "Task", "Queue", "Subject"], rows)
 
     def _show(self, options: dict[str, Any]) -> None:
         letter = DeadLetter.objects.filter(pk=options["letter"]).first()
         if letter is None:
-            raise CommandError(f"There is no dead letter {options['letter']}.", returncode=REFUSED)
+            raise CommandError(
+                f"There is no dead letter {options['letter']}: see `dead_letters list`.", returncode=REFUSED
+            )
         body = None if letter.body is None else bytes(letter.body)
         request = desk.pending_request(letter)
         asked = f"{request.action} by {request.requested_by.get_username()}" if request else ""
