@@ -6,8 +6,8 @@ from django.db import migrations, models
 # reading all of it looks cheap, and full at the next. NOT IN looks the batch's own ids up in a hash table.
 FUNCTION = """
 CREATE FUNCTION transfers_lost_before(ids uuid[], its_status text, at_most int) RETURNS SETOF uuid
-LANGUAGE plpgsql STABLE SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
-    SET enable_mergejoin = off AS $$
+LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     RETURN QUERY
     SELECT before.transfer_id
