@@ -137,7 +137,7 @@ def status(options: argparse.Namespace) -> int:
         supervisor = Supervisor(main_instance())
         processes = supervisor.states()
     except (StackError, OSError):
-        print("not running")
+        print("not running: make up starts it")
         return 3
     for process in processes:
         print(f"{process['name']:<16} {process['statename']:<9} {process['description']}")

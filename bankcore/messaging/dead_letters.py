@@ -28,10 +28,12 @@ RETRY_SECONDS = 2.0
 def park_work(*, task: str, subject: str, error: Exception, attempts: int) -> DeadLetter:
     """Record work on `subject` that failed for good, with its traceback. Call inside the transaction that parks it."""
     detail = "".join(traceback.format_exception(error))[-DETAIL_CHARACTERS_MAX:]
+    # To count by: PostgreSQL adds lines that name the place, which is in the detail.
+    cause = next(iter(_text(f"{type(error).__name__}: {error}").splitlines()))
     return DeadLetter.objects.create(
         task=task,
         subject=subject,
-        cause=_text(f"{type(error).__name__}: {error}")[:200],
+        cause=cause[:200],
         detail=_text(detail),
         attempts=attempts,
     )

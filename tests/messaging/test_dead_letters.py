@@ -6,11 +6,12 @@ from itertools import pairwise
 import pytest
 from backports import zstd
 from celery import current_app
+from django.db import DataError
 from django.utils import timezone
 from kombu import Connection, Consumer, Exchange, Producer
 
 from bankcore.messaging import envelope
-from bankcore.messaging.dead_letters import DeadLetterStep, record_message
+from bankcore.messaging.dead_letters import DeadLetterStep, park_work, record_message
 from bankcore.messaging.forecasts import foresee
 from bankcore.messaging.models import DeadLetter, Event
 from tests.messaging.poison import TASK, call, task_headers
@@ -154,3 +155,10 @@ def test_a_strangers_word_on_how_a_message_died_moves_nothing(die, accounts, mak
     assert letter.cause == "undeliverable: killed its worker"
     assert Event.objects.filter(published_at=None).count() == 0
     assert Transfer.objects.get().status == "approved"
+
+
+def test_a_cause_is_one_line_to_count_by_and_the_detail_has_all():
+    error = DataError("division by zero\nCONTEXT:  PL/pgSQL function ledger_post(uuid[]) line 30")
+    letter = park_work(task="transfers.post_transfers", subject="1", error=error, attempts=3)
+    assert letter.cause == "DataError: division by zero"
+    assert "line 30" in letter.detail
