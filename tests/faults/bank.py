@@ -15,7 +15,6 @@ from uuid import uuid4
 
 import httpx
 import psycopg
-from kombu import Connection, Exchange, Producer
 
 from compose.gameday import history as histories
 from compose.gameday.evidence import gather
@@ -32,6 +31,14 @@ def eventually(check: Callable[[], Any], seconds: float = 30.0) -> Any:
     while not (answer := check()) and time.monotonic() < deadline:
         time.sleep(0.05)
     return answer
+
+
+SEND = """
+from django.conf import settings
+from bankcore.messaging.publisher import Publisher, TaskMessage
+message = TaskMessage({queue!r}, {task!r}, {ids!r})
+assert Publisher(settings.BROKER_URL, "bank").publish([message]) == [message]
+"""
 
 
 @dataclass
@@ -166,19 +173,8 @@ class Bank:
             log.close()
 
     def send(self, queue: str, task: str, ids: list[str]) -> None:
-        """Put a message on a queue that no relay has sent: a duplicate, for one."""
-        task_id = str(uuid4())
-        headers = {"lang": "py", "task": task, "id": task_id, "root_id": task_id, "retries": 0, "eta": None}
-        with Connection(self.stack["broker_url"]) as broker:
-            exchange = Exchange("bank", type="topic", no_declare=True)
-            Producer(broker.channel(), exchange=exchange, auto_declare=False).publish(
-                json.dumps([[ids], {}, {}]),
-                routing_key=queue,
-                headers=headers,
-                content_type="application/json",
-                content_encoding="utf-8",
-                delivery_mode=2,
-            )
+        """Put a message on a queue that no relay has sent: a duplicate, for one. Signed, like those of the relay."""
+        self.manage("shell", "--no-imports", "--command", SEND.format(queue=queue, task=task, ids=ids))
 
     def cut_connections(self) -> None:
         """Let the broker close every connection, as when it is killed."""

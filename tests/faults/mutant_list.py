@@ -66,7 +66,7 @@ MUTANTS = (
     ),
     Mutant(
         "state guard of posting skipped", "transfers/posting.py",
-        "status=Status.APPROVED), status=[Status.APPROVED])", "status=Status.APPROVED), status=list(Status))",
+        "claim(transfer_ids, status=[Status.APPROVED])", "claim(transfer_ids, status=list(Status))",
         POSTING + "test_a_transfer_that_is_not_approved_is_left_alone",
     ),
     Mutant(
