@@ -34,8 +34,9 @@ def bank() -> Iterator[dict[str, Any]]:
     environment = {"BACKLOG_MAX": str(BACKLOG_MAX), "PROMISE_SECONDS": str(PROMISE_SECONDS), "STUCK_SECONDS": "5"}
     roles = {"web": 1, "relay": 1, "risk": 1, "posting": 1, "notifications": 1, "maintenance": 1}
     with pytest.MonkeyPatch.context() as patch:
-        # A broker of its own, to be frozen and given policies.
+        # A broker of its own, to be frozen and given policies, and a database that no other stack works on.
         patch.delenv("BROKER_URL", raising=False)
+        patch.delenv("DATABASE_URL", raising=False)
         patch.delenv("EMAIL_URL", raising=False)
         with local.stack(name="overload", roles=roles, environment=environment) as stack:
             if not stack["broker_api_url"]:

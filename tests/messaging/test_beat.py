@@ -51,6 +51,8 @@ def test_one_worker_sends_the_housekeeping_and_none_outlives_its_death(broker, s
     assert eventually(lambda: "Sending due task" in first.log.read_text(), 30)
     first.kill()
     first.wait()
+    # What it sent with its last breath may still be on its way.
+    time.sleep(1)
     broker.channel.queue_purge("maintenance")
     time.sleep(SILENCE_SECONDS)
     assert (broker.depth("maintenance"), leaders()) == (0, 0)
