@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import time
@@ -152,14 +153,18 @@ class Cluster:
                 continue
         return set()
 
-    def outvoted(self) -> list[str]:
-        """Nodes that answer and think that they run, while all of their peers think that they do not."""
+    def apart(self) -> list[str]:
+        """The fewest nodes to restart so that the others agree, by what each sees at this moment.
+
+        A node belongs to those that go on if it answers and if it and they see each other: the largest such group
+        stays, the rest is named. If no two agree, all are named: each may be waiting for another.
+        """
         views = {name: self.running(through=name) for name in NODES}
-        return [
-            name
-            for name in NODES
-            if name in views[name] and all(views[peer] and name not in views[peer] for peer in NODES if peer != name)
-        ]
+        for size in range(len(NODES), 1, -1):
+            for group in itertools.combinations(NODES, size):
+                if all(set(group) <= views[name] for name in group):
+                    return [name for name in NODES if name not in group]
+        return list(NODES)
 
     def queues(self, *, through: str | None = None) -> list[dict[str, Any]]:
         """Every queue of the application, with `leader`, `members` and `online` where they are known."""

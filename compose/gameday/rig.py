@@ -114,6 +114,10 @@ class Rig:
         with self._asking:
             return self.supervisor.states()
 
+    def age_seconds(self, program: str) -> float:
+        """How long a program has been running; 0 if it does not run."""
+        return max((s["now"] - s["start"] for s in self._states() if s["name"] == program and s["pid"]), default=0.0)
+
     def programs(self, role: str) -> list[str]:
         """The programs of a role, running or not."""
         return sorted(s["name"] for s in self._states() if role_of(s["name"]) == role)

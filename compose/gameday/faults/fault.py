@@ -38,6 +38,8 @@ class Fault:
 
     def __init__(self) -> None:
         self.proofs: list[str] = []
+        # What else is worth telling, such as what an operator had to do; proves nothing.
+        self.notes: list[str] = []
         self.poisoned: list[dict[str, str]] = []
         # When it struck (monotonic): looking for somebody to strike is no part of a recovery.
         self.struck_at: float | None = None
@@ -53,10 +55,13 @@ class Fault:
         """What shows that it took hold. Raises TookNoHold when nothing does."""
         if not self.proofs:
             raise TookNoHold(f"{self.name} left no trace")
-        return "; ".join(self.proofs)
+        return "; ".join((*self.proofs, *self.notes))
 
     def proved(self, proof: str) -> None:
         self.proofs.append(proof)
+
+    def noted(self, note: str) -> None:
+        self.notes.append(note)
 
     def needs(self, what: str, is_true: Callable[[], Any], seconds: float = PROOF_SECONDS_MAX) -> Any:
         """Having struck, wait until something shows it, and return that. Raises TookNoHold when the time is up."""
@@ -70,7 +75,7 @@ class Fault:
             "name": self.name,
             "numbers": list(self.numbers),
             "class": self.fault_class,
-            "evidence": "; ".join(self.proofs),
+            "evidence": "; ".join((*self.proofs, *self.notes)),
             # What each message was, and what the verdict looks for on the desk.
             "poisoned": self.poisoned,
             "poison": [one["body_sha256"] for one in self.poisoned],

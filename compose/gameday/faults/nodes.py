@@ -18,9 +18,14 @@ from compose.gameday.rig import Rig
 from compose.gameday.weather import Mode, Weather
 from compose.instance import REPOSITORY, StackError, remove_tree
 
+# Nodes find each other again by themselves within this, or an operator restarts the ones that have not: those that
+# pause because they were in a minority and stay so, and those that nobody sees (after a freeze, no node is in a
+# minority by its own light, so none pauses). Starting anew takes a node half a minute where the machine is busy:
+# one that was started only now is left to it.
+BY_ITSELF_SECONDS = 30.0
+BOOT_SECONDS = 45.0
+AFTER_RESTART_SECONDS = 60.0
 WHOLE_SECONDS_MAX = 120.0
-# After a freeze no node is in a minority by its own light, so none pauses: the outvoted one has to be restarted.
-OWN_VIEW_SECONDS = 25.0
 BROKER = frozenset({"broker"})
 CUT = Weather(Mode.CUT)
 
@@ -35,23 +40,44 @@ def leader_of_focus(rig: Rig) -> str:
     return str(leader)
 
 
-def await_whole(rig: Rig) -> None:
-    """Wait until all nodes run and see each other; do what an operator does with one that keeps a view of its own."""
-    for _ in range(3):
+def await_whole(rig: Rig) -> list[str]:
+    """Wait until all nodes run and see each other; do what an operator does with those that do not come back.
+
+    Returns what had to be done, in words. Raises TookNoHold, with what each node sees, if nothing helped.
+    """
+    done: list[str] = []
+    for seconds in (BY_ITSELF_SECONDS, AFTER_RESTART_SECONDS, AFTER_RESTART_SECONDS):
         with contextlib.suppress(TookNoHold):
-            wait_until("all broker nodes run", rig.cluster.is_whole, seconds=OWN_VIEW_SECONDS)
-            return
-        for node in rig.cluster.outvoted():
-            with contextlib.suppress(StackError):
-                rig.signal(node, signal.SIGKILL)
-    wait_until("all broker nodes run", rig.cluster.is_whole, seconds=WHOLE_SECONDS_MAX)
+            wait_until("all broker nodes run", rig.cluster.is_whole, seconds=seconds)
+            return done
+        views = {node: sorted(rig.cluster.running(through=node)) for node in NODES}
+        apart = [node for node in rig.cluster.apart() if not 0 < rig.age_seconds(node) < BOOT_SECONDS]
+        for node in apart:
+            _restart(rig, node)
+        if apart:
+            done.append(f"an operator restarted {' and '.join(apart)} after {seconds:.0f} s: the nodes saw {views}")
+    try:
+        wait_until("all broker nodes run", rig.cluster.is_whole, seconds=WHOLE_SECONDS_MAX)
+    except TookNoHold as error:
+        views = {node: sorted(rig.cluster.running(through=node)) for node in NODES}
+        raise TookNoHold("; ".join((str(error), *done, f"now the nodes see {views}"))) from error
+    return done
+
+
+def _restart(rig: Rig, node: str) -> None:
+    try:
+        rig.signal(node, signal.SIGKILL)
+    except (StackError, ProcessLookupError):
+        # It does not run, or supervision is about to try again.
+        rig.start(node)
 
 
 class _OnNodes(Fault):
     touches = BROKER
 
     def heal(self, rig: Rig) -> None:
-        await_whole(rig)
+        for done in await_whole(rig):
+            self.noted(done)
 
 
 class KillLeader(_OnNodes):
@@ -117,7 +143,7 @@ class StopMajority(_OnNodes):
 
     def heal(self, rig: Rig) -> None:
         rig.start(*NODES)
-        await_whole(rig)
+        super().heal(rig)
 
 
 class FreezeLeader(_OnNodes):
@@ -160,7 +186,8 @@ class RollingRestart(_OnNodes):
         for node in NODES:
             pid = rig.signal(node, signal.SIGTERM)
             self.needs(f"{node} has ended", partial(rig.is_gone, pid), seconds=40)
-            await_whole(rig)
+            for done in await_whole(rig):
+                self.noted(done)
             wait_until("all replicas are back", rig.cluster.replicas_are_whole, seconds=WHOLE_SECONDS_MAX)
         self.proved(f"{', '.join(NODES)} stopped and started one after another")
 
@@ -246,7 +273,8 @@ class WipeBroker(Fault):
 
     def heal(self, rig: Rig) -> None:
         rig.start(*NODES)
-        await_whole(rig)
+        for done in await_whole(rig):
+            self.noted(done)
         declare_topology(rig)
 
 

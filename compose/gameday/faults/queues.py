@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from compose.gameday.cluster import NODES, VHOST
-from compose.gameday.faults.fault import Fault, wait_until
+from compose.gameday.faults.fault import Fault, TookNoHold, wait_until
 from compose.gameday.faults.nodes import declare_topology
 from compose.gameday.rig import Rig
 
 QUEUES = frozenset({"broker", "queues"})
 WORK = ("risk-", "posting-", "notifications")
+# The limit that lets a full queue grow again, how soon it is in force, and how often it is set.
+ROOM = 1_000_000
+ROOM_SECONDS = 10.0
+ASKED_MAX = 3
 
 
 def _work_queues(rig: Rig) -> list[str]:
@@ -132,6 +138,7 @@ class FullQueues(Fault):
     hold_seconds = (2.0, 5.0)
     goal_seconds = 10.0
     policy = "gameday-full"
+    length_max = 1
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +149,7 @@ class FullQueues(Fault):
         self.frozen = [pids[program] for program in rig.programs("posting")]
         for pid in self.frozen:
             os.kill(pid, signal.SIGSTOP)
-        rig.cluster.set_policy(self.policy, "^posting-", {"max-length": 1})
+        rig.cluster.set_policy(self.policy, "^posting-", {"max-length": self.length_max})
         full = self.needs("a posting queue is full", lambda: self._full(rig), seconds=20)
         self.proved(f"max-length 1 with reject-publish in force, and reached, on {', '.join(full)}")
 
@@ -150,19 +157,37 @@ class FullQueues(Fault):
         return [
             queue["name"]
             for queue in rig.cluster.queues()
-            if queue.get("policy") == self.policy and queue.get("messages_ready", 0) >= 1
+            if _length_max(queue) == self.length_max and queue.get("messages_ready", 0) >= self.length_max
         ]
 
     def heal(self, rig: Rig) -> None:
-        # First room, then no policy: RabbitMQ tells publishers that a queue takes messages again only as its length
-        # falls below a limit, so without one they would be refused until they open another channel.
-        rig.cluster.set_policy(self.policy, "^posting-", {"max-length": 1_000_000})
         for pid in self.frozen:
             if not rig.is_gone(pid):
                 os.kill(pid, signal.SIGCONT)
         self.frozen = []
-        wait_until("the queues have room", lambda: not self._full(rig), seconds=30)
+        # First room, then no policy: RabbitMQ tells publishers that a queue takes messages again only as its length
+        # falls below a limit, so without one they would be refused until they open another channel.
+        for more in range(ASKED_MAX):
+            # A queue that is electing a leader misses a policy; the same one once more would be no change.
+            rig.cluster.set_policy(self.policy, "^posting-", {"max-length": ROOM + more})
+            with contextlib.suppress(TookNoHold):
+                wait_until("the queues have room", lambda: have_room(rig.cluster.queues()), seconds=ROOM_SECONDS)
+                break
+        else:
+            raise TookNoHold(f"the queues have no room, asked {ASKED_MAX} times")
         rig.cluster.delete_policy(self.policy)
+
+
+def _length_max(queue: Mapping[str, Any]) -> int | None:
+    """The longest that a policy lets a queue become."""
+    definition = queue.get("effective_policy_definition") or {}
+    return definition.get("max-length") if isinstance(definition, Mapping) else None
+
+
+def have_room(queues: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether every posting queue may grow again. What waits in them is no matter: traffic goes on."""
+    limits = [_length_max(queue) for queue in queues if queue["name"].startswith("posting-")]
+    return bool(limits) and all(limit is not None and limit >= ROOM for limit in limits)
 
 
 class _Alarm(Fault):
