@@ -14,12 +14,12 @@ from unfold.forms import BaseDialogForm
 
 from accounts.freezing import freeze_account, unfreeze_account
 from accounts.models import Account, Customer, JournalLine
+from bankcore import selection
 from bankcore.messaging.admin import audit_trail, timeline
 from bankcore.pages import Panel, PanelAdmin, ReadOnlyAdmin, amount, list_link, moment, page_link
 
 RECENT_LINES = 20
 ACCOUNTS_SHOWN_MAX = 100
-SELECTED_MAX = 100
 
 
 @admin.register(Customer)
@@ -182,10 +182,7 @@ class AccountAdmin(ReadOnlyAdmin):
     def _turn_selected(
         self, request: HttpRequest, queryset: "QuerySet[Account]", verb: Callable[..., bool], outcome: str
     ) -> None:
-        ids = list(queryset.values_list("pk", flat=True)[: SELECTED_MAX + 1])
-        if len(ids) > SELECTED_MAX:
-            self.message_user(request, f"At most {SELECTED_MAX} at a time.", messages.ERROR)
-        else:
+        if ids := selection.selected(self, request, queryset.values_list("pk", flat=True)):
             self._turn(request, ids, verb, outcome)
 
     def _turn(self, request: HttpRequest, ids: list[UUID], verb: Callable[..., bool], outcome: str) -> None:

@@ -162,6 +162,24 @@ def test_many_are_shown_what_would_happen_and_confirmed(olga: Client, accounts: 
     assert [status(one) for one in letters] == [("replayed", "accepted")] * 2
 
 
+def test_there_is_no_button_where_no_replay_would_happen(olga: Client, letter: DeadLetter) -> None:
+    messages = [DeadLetter.objects.create(cause="undeliverable: rejected", body=b"\xff") for _ in range(2)]
+    hopeless = {"_selected_action": [str(one.pk) for one in messages]}
+    mixed = {"_selected_action": [str(messages[0].pk), str(letter.pk)]}
+    button = re.compile(r'<button[^>]*type="submit"[^>]*>\s*(?:Replay|Discard) 2 letter')
+
+    for name in ("dry_run_selected", "replay_selected"):
+        asked = olga.post(reverse(LIST), {**hopeless, "action": name}).content.decode()
+        assert "There is nothing to replay: every one of these would be refused" in asked
+        assert not button.search(asked)
+        asked = olga.post(reverse(LIST), {**mixed, "action": name}).content.decode()
+        assert "There is nothing to replay" not in asked
+        assert button.search(asked)
+    assert button.search(olga.post(reverse(LIST), {**hopeless, "action": "discard_selected"}).content.decode())
+    assert "A replay would be refused now" in olga.get(address(messages[0], "replay")).content.decode()
+    assert "A replay would be refused now" not in olga.get(address(letter, "replay")).content.decode()
+
+
 def test_many_are_discarded_with_one_reason(olga: Client, accounts: SimpleNamespace) -> None:
     letters = [park(accounts), park(accounts)]
     form = {"action": "discard_selected", "_selected_action": [str(one.pk) for one in letters], "confirmed": "yes"}

@@ -5,10 +5,8 @@ from uuid import UUID
 
 from django import forms
 from django.contrib import admin, messages
-from django.contrib.admin import helpers
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -17,6 +15,7 @@ from unfold.enums import ActionVariant
 from unfold.forms import BaseDialogForm
 from unfold.widgets import UnfoldAdminTextareaWidget
 
+from bankcore import selection
 from bankcore.errors import BankError
 from bankcore.messaging.admin import timeline
 from bankcore.pages import Panel, ReadOnlyAdmin, amount, moment, page_link, preformatted
@@ -24,8 +23,6 @@ from transfers.admin.transfer_pages import STATUS_COLOURS
 from transfers.models import Review
 from transfers.reviews import decide
 from transfers.states import Status
-
-SELECTED_MAX = 100
 
 
 def _note_field() -> forms.CharField:
@@ -141,31 +138,22 @@ class ReviewAdmin(ReadOnlyAdmin):
         self, request: HttpRequest, queryset: "QuerySet[Review]", decision: Review.Decision
     ) -> HttpResponse | None:
         """Show what was selected and ask once more; decide when the answer comes back."""
-        reviews = list(queryset[: SELECTED_MAX + 1])
-        if len(reviews) > SELECTED_MAX:
-            self.message_user(request, f"At most {SELECTED_MAX} at a time.", messages.ERROR)
+        reviews, form = selection.selected(self, request, queryset), selection.answer(SelectedForm, request)
+        if not reviews:
             return None
-        form = SelectedForm(request.POST if "confirmed" in request.POST else None)
         if form.is_valid():
             self._decide(request, [review.pk for review in reviews], decision, form.cleaned_data["note"])
             return None
-        context = {
-            **self.admin_site.each_context(request),
-            "title": f"{decision.label} {len(reviews)} transfer(s)?",
-            "opts": self.opts,
-            "form": form,
-            "keys": [review.pk for review in reviews],
-            "checkbox": helpers.ACTION_CHECKBOX_NAME,
-            "action": f"{decision}_selected",
-            "decision": decision.label,
-            "panel": Panel(
-                title="Selected",
-                headers=["Transfer", "Amount", "Reasons"],
-                rows=[[self.shown_transfer(r), self.shown_amount(r), self.shown_reasons(r)] for r in reviews],
-                empty="Nothing is selected.",
-            ),
-        }
-        return TemplateResponse(request, "transfers/decide_selected.html", context)
+        panel = Panel(
+            title="Selected",
+            headers=["Transfer", "Amount", "Reasons"],
+            rows=[[self.shown_transfer(r), self.shown_amount(r), self.shown_reasons(r)] for r in reviews],
+            empty="Nothing is selected.",
+        )
+        what = f"{decision.label} {len(reviews)} transfer(s)"
+        keys = [review.pk for review in reviews]
+        question = selection.Question(f"{decision}_selected", f"{what}?", keys, panel, form, button=what)
+        return selection.ask(self, request, question)
 
     def _decide(self, request: HttpRequest, ids: list[UUID], decision: Review.Decision, note: str) -> None:
         """Decide each in a transaction of its own: one that is refused does not hold up the others."""

@@ -5,12 +5,10 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.contrib.admin import helpers
 from django.db import OperationalError
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
-from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -19,6 +17,7 @@ from unfold.enums import ActionVariant
 from unfold.forms import BaseDialogForm
 from unfold.widgets import UnfoldAdminTextareaWidget
 
+from bankcore import selection
 from bankcore.identifiers import parse_id
 from bankcore.messaging import desk
 from bankcore.messaging.admin.audit_pages import audit_trail
@@ -27,10 +26,13 @@ from bankcore.messaging.admin.letter_facts import asked_for, body_text, forecast
 from bankcore.messaging.admin.letter_filters import AgeFilter, CauseFilter, KindFilter, StateFilter
 from bankcore.messaging.forecasts import foresee
 from bankcore.messaging.models import DeadLetter
-from bankcore.messaging.rooms import page_of
+from bankcore.messaging.rooms import NOTHING, page_of
 from bankcore.pages import Panel, ReadOnlyAdmin, moment, page_link, preformatted, pretty_json
 
-SELECTED_MAX = 100
+HOPELESS = (
+    "There is nothing to replay: every one of these would be refused, for the reason beside it. "
+    "Discard what is given up; what is resolved already needs nothing."
+)
 
 
 def _reason_field() -> forms.CharField:
@@ -46,18 +48,15 @@ class ReplayForm(BaseDialogForm):
     form_before_template = "pages/forecast.html"
 
     def get_before_template_context(self, request: HttpRequest, object_id: int | str | None = None) -> dict[str, Any]:
-        return {"panel": _foreseen([int(object_id or 0)])}
+        panel, hopeless = _foreseen([int(object_id or 0)])
+        return {"panel": panel, "why_not": "A replay would be refused now, and change nothing." if hopeless else ""}
 
 
 class DiscardForm(BaseDialogForm):
     reason = _reason_field()
 
 
-class SelectedForm(forms.Form):
-    pass
-
-
-class SelectedDiscardForm(SelectedForm):
+class SelectedDiscardForm(forms.Form):
     reason = _reason_field()
 
 
@@ -119,7 +118,7 @@ class DeadLetterAdmin(ReadOnlyAdmin):
 
     @action(description="Dry run", icon="visibility", url_path="dry-run", permissions=["resolve"])
     def dry_run(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        for row in _foreseen([int(object_id)]).rows:
+        for row in _foreseen([int(object_id)])[0].rows:
             said = f"A replay would now {row[1]}. {'' if row[2] == '-' else row[2]} {'' if row[3] == '-' else row[3]}"
             self.message_user(request, f"{said.strip()} It takes {row[4]}.", messages.INFO)
         return redirect("admin:messaging_deadletter_change", object_id)
@@ -172,55 +171,40 @@ class DeadLetterAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Replay the selected letters", permissions=["resolve"])
     def replay_selected(self, request: HttpRequest, queryset: "QuerySet[DeadLetter]") -> HttpResponse | None:
-        return self._selected(
-            request, queryset, "replay_selected", "Replay", SelectedForm,
-            lambda keys, actor, given: desk.replay_each(keys, actor=actor),
-        )  # fmt: skip
+        keys, form = self._keys(request, queryset), selection.answer(forms.Form, request)
+        if keys and form.is_valid():
+            self._tell(request, desk.replay_each(keys, actor=desk.actor_of(request.user)))
+            return None
+        return self._ask(request, keys, "replay_selected", "Replay", form)
 
     @admin.action(description="Dry run of the selected letters", permissions=["resolve"])
     def dry_run_selected(self, request: HttpRequest, queryset: "QuerySet[DeadLetter]") -> HttpResponse | None:
-        return self._selected(request, queryset, "replay_selected", "Replay", None, lambda keys, actor, given: [])
+        return self._ask(request, self._keys(request, queryset), "replay_selected", "Replay", forms.Form())
 
     @admin.action(description="Discard the selected letters", permissions=["resolve"])
     def discard_selected(self, request: HttpRequest, queryset: "QuerySet[DeadLetter]") -> HttpResponse | None:
-        return self._selected(
-            request, queryset, "discard_selected", "Discard", SelectedDiscardForm,
-            lambda keys, actor, given: [
-                desk.attempt(lambda key=key: desk.discard(key, reason=given["reason"], actor=actor), key)
-                for key in keys
-            ],
-        )  # fmt: skip
+        keys, form = self._keys(request, queryset), selection.answer(SelectedDiscardForm, request)
+        if keys and form.is_valid():
+            reason, actor = form.cleaned_data["reason"], desk.actor_of(request.user)
+            outcomes = [desk.attempt(lambda k=k: desk.discard(k, reason=reason, actor=actor), k) for k in keys]
+            self._tell(request, outcomes)
+            return None
+        return self._ask(request, keys, "discard_selected", "Discard", form)
 
-    def _selected(
-        self,
-        request: HttpRequest,
-        queryset: "QuerySet[DeadLetter]",
-        name: str,
-        word: str,
-        form_class: type[SelectedForm] | None,
-        verb: Callable[[list[int], desk.Actor, Any], Sequence[desk.Outcome]],
+    def _keys(self, request: HttpRequest, queryset: "QuerySet[DeadLetter]") -> list[int]:
+        return selection.selected(self, request, queryset.order_by("pk").values_list("pk", flat=True))
+
+    def _ask(
+        self, request: HttpRequest, keys: list[int], name: str, word: str, form: forms.Form
     ) -> HttpResponse | None:
-        """Show what would come of it and ask once more; do it when the answer comes back."""
-        keys = list(queryset.order_by("pk").values_list("pk", flat=True)[: SELECTED_MAX + 1])
-        if len(keys) > SELECTED_MAX:
-            self.message_user(request, f"At most {SELECTED_MAX} at a time.", messages.ERROR)
+        """Show what would come of it and ask once more; without a button where a replay would change nothing."""
+        if not keys:
             return None
-        form = (form_class or SelectedForm)(request.POST if form_class and "confirmed" in request.POST else None)
-        if form_class and form.is_valid():
-            self._tell(request, verb(keys, desk.actor_of(request.user), form.cleaned_data))
-            return None
-        context = {
-            **self.admin_site.each_context(request),
-            "title": f"{word} {len(keys)} letter(s)?",
-            "opts": self.opts,
-            "form": form,
-            "keys": keys,
-            "checkbox": helpers.ACTION_CHECKBOX_NAME,
-            "action": name,
-            "decision": f"{word} {len(keys)} letter(s)",
-            "panel": _foreseen(keys),
-        }
-        return TemplateResponse(request, "pages/resolve_selected.html", context)
+        panel, hopeless = _foreseen(keys)
+        button = "" if hopeless and name == "replay_selected" else f"{word} {len(keys)} letter(s)"
+        title = f"{word} {len(keys)} letter(s)?"
+        question = selection.Question(name, title, keys, panel, form, button, why_not=HOPELESS)
+        return selection.ask(self, request, question)
 
     def _tell(self, request: HttpRequest, outcomes: Sequence[desk.Outcome]) -> None:
         done: dict[str, int] = {}
@@ -286,9 +270,11 @@ def _withdrawn(key: int, actor: desk.Actor) -> desk.Outcome:
     return desk.Outcome(key, "withdrawn")
 
 
-def _foreseen(keys: Sequence[int]) -> Panel:
+def _foreseen(keys: Sequence[int]) -> tuple[Panel, bool]:
+    """Show what a replay of each would come to now, and tell whether every one of them would be refused."""
     try:
-        return forecasts(foresee(keys))
+        foreseen = foresee(keys)
     except OperationalError:
         busy = "The accounts are busy at the moment, so nothing can be foreseen. Try again."
-        return Panel(title="What a replay would come to now", headers=[], rows=[], empty=busy)
+        return Panel(title="What a replay would come to now", headers=[], rows=[], empty=busy), False
+    return forecasts(foreseen), all(one.would == NOTHING for one in foreseen)
