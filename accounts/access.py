@@ -89,7 +89,7 @@ class BearerAuthentication(BaseAuthentication):
 
 def _client_of(token: str) -> Client:
     # Unknown, revoked, expired and inactive give one answer.
-    refusal = AuthenticationFailed("The token is not valid.")
+    refusal = AuthenticationFailed("The token is not valid: it is not whole, was revoked, or has expired.")
     if not _TOKEN.fullmatch(token):
         raise refusal
     prefix = token.partition(".")[0]
@@ -111,7 +111,7 @@ class HasScope(BasePermission):
 
     def has_permission(self, request: Any, view: Any) -> bool:
         if not isinstance(request.user, Client):
-            raise NotAuthenticated
+            raise NotAuthenticated("Send a token of yours in the header: `Authorization: Bearer ...`.")
         method = "GET" if request.method == "HEAD" else request.method
         scopes = getattr(view, "scopes", {})
         if scopes and not _has_handler(view, method):

@@ -69,6 +69,19 @@ CHECKS = {
          GROUP BY reference HAVING count(*) > 1""",
 }
 
+MEANINGS = {
+    "entry_unbalanced": "Every journal entry has two lines or more, and they add up to zero.",
+    "line_without_entry": "Every journal line belongs to an entry.",
+    "line_without_account": "Every journal line belongs to an account.",
+    "line_in_other_currency": "Every journal line is in the currency of its account.",
+    "currency_unbalanced": "All accounts of a currency add up to zero.",
+    "balance_differs": "Every balance is the sum of its account's lines.",
+    "limit_passed": "No account has less than its limit allows.",
+    "line_numbers_broken": "The lines of every account are numbered without a gap.",
+    "running_balance_broken": "Every line says the balance that the lines before it come to.",
+    "reference_twice": "No reference has two entries: money moves once.",
+}
+
 # What part of the whole is done: the name of the check, and a share of it between 0 and 1.
 Progress = Callable[[str, float], None]
 SEAL_CHECKS = tuple(f"seals of {chain.table}" for chain in CHAINS)

@@ -8,6 +8,7 @@ class AccountNotFound(Refused):
 
     code = "account_not_found"
     title = "There is no such account"
+    detail = "Nothing was changed. Check the id of the account, and that this token may use it."
 
 
 class AccountFrozen(Refused):
@@ -15,6 +16,7 @@ class AccountFrozen(Refused):
 
     code = "account_frozen"
     title = "The account is frozen"
+    detail = "No money moves from or to it until the bank unfreezes it. Ask the bank; repeating changes nothing."
 
 
 class AccountClosed(Refused):
@@ -22,6 +24,7 @@ class AccountClosed(Refused):
 
     code = "account_closed"
     title = "The account is closed"
+    detail = "It is closed for good. Use another account."
 
 
 class CurrencyMismatch(Refused):
@@ -29,6 +32,7 @@ class CurrencyMismatch(Refused):
 
     code = "currency_mismatch"
     title = "The currency is not the account's"
+    detail = "Order the transfer in the currency that both accounts are kept in."
 
 
 class InsufficientFunds(Refused):
@@ -36,6 +40,7 @@ class InsufficientFunds(Refused):
 
     code = "insufficient_funds"
     title = "The account holds too little"
+    detail = "It holds less than the transfer takes, with its limit counted in. Pay in, or order less."
 
 
 class LimitExceeded(Refused):
@@ -43,3 +48,4 @@ class LimitExceeded(Refused):
 
     code = "limit_exceeded"
     title = "A limit is exceeded"
+    detail = "The amount is larger than a limit allows. Order less, or ask the bank for a higher limit."

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from django.conf import settings
 from django.db import connection, transaction
+from django.utils.module_loading import import_string
 
 from accounts.models import Proof
 from bankcore.messaging import seal_checks, seals
@@ -56,6 +58,11 @@ def _first_hundred(violations: Sequence[Violation]) -> list[Violation]:
         if number[violation.check] <= NAMED_MAX:
             kept.append(violation)
     return kept
+
+
+def meaning_of(check: str) -> str:
+    """What a check says when it finds nothing; an older release's check, which is not known here, says nothing."""
+    return next((said for path in settings.BOOKS_MEANINGS if (said := import_string(path).get(check))), "")
 
 
 def named_by(proof: Proof) -> list[Violation]:

@@ -25,6 +25,9 @@ Body = TypeVar("Body", bound=BaseModel)
 PROBLEM_JSON = "application/problem+json"
 ERRORS_MAX = 1000
 UNAVAILABLE_RETRY_SECONDS = 2
+INTERNAL = (
+    "Something is wrong on our side; it has been logged under the request_id. An order with its key is safe to repeat."
+)
 
 
 class LengthRequired(BankError):
@@ -32,6 +35,7 @@ class LengthRequired(BankError):
 
     code = "length_required"
     title = "The Content-Length header is missing"
+    detail = "Nothing was changed. Say in Content-Length how many bytes the body has; do not send it in chunks."
     http_status = 411
 
 
@@ -173,8 +177,8 @@ def _problem(
     status: int,
     code: str,
     *,
+    detail: str,
     title: str = "",
-    detail: str = "",
     retryable: bool = False,
     errors: Iterable[FieldError] = (),
     headers: Mapping[str, str] | None = None,
@@ -184,7 +188,7 @@ def _problem(
         "type": f"urn:bankcore:problem:{code}",
         "title": title,
         "status": status,
-        "detail": detail or title,
+        "detail": detail,
         "code": code,
         "request_id": current_request_id(),
         "retryable": retryable,
@@ -246,7 +250,7 @@ def problem_response(error: Exception, context: Mapping[str, Any] | None = None)
             log.warning("the database is away: %s", error)
             return problem(Unavailable(retry_after=UNAVAILABLE_RETRY_SECONDS))
     log.error("a request failed", exc_info=error)
-    return _problem(500, "internal_error", detail="Something is wrong on our side; it has been logged.")
+    return _problem(500, "internal_error", detail=INTERNAL)
 
 
 def _is_api(request: HttpRequest) -> bool:
@@ -258,12 +262,15 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return _problem(400, "bad_request") if _is_api(request) else defaults.bad_request(request, exception)
+    detail = "Nothing was changed. The request breaks the rules of HTTP, or names another host than this one."
+    return _problem(400, "bad_request", detail=detail) if _is_api(request) else defaults.bad_request(request, exception)
 
 
 def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return _problem(403, "permission_denied") if _is_api(request) else defaults.permission_denied(request, exception)
+    if not _is_api(request):
+        return defaults.permission_denied(request, exception)
+    return _problem(403, "permission_denied", detail="Nothing was changed. This is not allowed to this caller.")
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    return _problem(500, "internal_error") if _is_api(request) else defaults.server_error(request)
+    return _problem(500, "internal_error", detail=INTERNAL) if _is_api(request) else defaults.server_error(request)

@@ -14,16 +14,20 @@ class FieldError:
 
 
 class BankError(Exception):
-    """A request that cannot be served as it stands. `retryable` tells whether repeating it unchanged may succeed."""
+    """A request that cannot be served as it stands. `retryable` tells whether repeating it unchanged may succeed.
+
+    `title` names the fact, the same each time; `detail` says what is so and what to do, here or where it is raised.
+    """
 
     code = "error"
     title = "The request failed"
+    detail = "Nothing was changed. See the description of the call."
     http_status = 400
     retryable = False
 
     def __init__(self, detail: str = "", *, errors: Sequence[FieldError] = (), retry_after: int | None = None) -> None:
-        super().__init__(detail or self.title)
-        self.detail = detail or self.title
+        self.detail = detail or type(self).detail
+        super().__init__(self.detail)
         self.errors = tuple(errors)
         self.retry_after = retry_after
 
@@ -33,6 +37,7 @@ class Invalid(BankError):
 
     code = "validation_error"
     title = "The request is not valid"
+    detail = "Nothing was changed. Mend each place that `errors` names, and send the request again."
 
 
 class MalformedJson(BankError):
@@ -40,6 +45,7 @@ class MalformedJson(BankError):
 
     code = "malformed_json"
     title = "The body is not valid JSON"
+    detail = "Nothing was changed. Send one JSON value in UTF-8, with every key once."
 
 
 class PayloadTooLarge(BankError):
@@ -47,6 +53,7 @@ class PayloadTooLarge(BankError):
 
     code = "payload_too_large"
     title = "The body is too large"
+    detail = "Nothing was changed. Send less at once."
     http_status = 413
 
 
@@ -55,6 +62,7 @@ class NotFound(BankError):
 
     code = "not_found"
     title = "Not found"
+    detail = "Nothing at this address is to be seen with this token. Check the address, and whose token it is."
     http_status = 404
 
 
@@ -63,6 +71,7 @@ class ScopeMissing(BankError):
 
     code = "scope_missing"
     title = "The token lacks a scope"
+    detail = "Use a token that has the scope for this call."
     http_status = 403
 
 
@@ -71,6 +80,7 @@ class Unavailable(BankError):
 
     code = "temporarily_unavailable"
     title = "Temporarily unavailable"
+    detail = "Send the same request again, with the same key, after the seconds that Retry-After says."
     http_status = 503
     retryable = True
 

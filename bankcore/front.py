@@ -22,11 +22,13 @@ from django.conf import settings
 from django.utils.module_loading import import_string
 
 from bankcore import metrics
+from bankcore.errors import PayloadTooLarge
 from bankcore.garbage import collect_rarely
 from bankcore.identifiers import new_id
 from bankcore.lanes import Lanes
 from bankcore.logs import accepted_request_id
 from bankcore.messaging import backpressure
+from bankcore.messaging.backpressure import Overloaded
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +56,16 @@ class Exchange(Protocol):
 class Refusal(Exception):
     """The request is answered here, without Django."""
 
-    def __init__(self, status: int, code: str, title: str, *, retry_after: int | None = None) -> None:
+    def __init__(self, status: int, code: str, title: str, detail: str, *, retry_after: int | None = None) -> None:
         super().__init__(code)
-        self.status, self.code, self.title, self.retry_after = status, code, title, retry_after
+        self.status, self.code, self.title, self.detail, self.retry_after = status, code, title, detail, retry_after
 
 
-TOO_SLOW = Refusal(408, "body_too_slow", "The body did not arrive in time")
-BUSY = Refusal(503, "overloaded", "Too many requests are waiting", retry_after=BUSY_RETRY_SECONDS)
-TOO_LARGE = Refusal(413, "payload_too_large", "The body is too large")
+TOO_SLOW = Refusal(
+    408, "body_too_slow", "The body did not arrive in time", "Nothing was changed. Send it again, and in one go."
+)
+BUSY = Refusal(503, "overloaded", "Too many requests are waiting", Overloaded.detail, retry_after=BUSY_RETRY_SECONDS)
+TOO_LARGE = Refusal(413, PayloadTooLarge.code, PayloadTooLarge.title, PayloadTooLarge.detail)
 
 
 class Pool:
@@ -129,7 +133,7 @@ class Front:
             if self._open >= self._open_max:
                 raise BUSY
             if scope.method == "POST" and scope.path in INTAKE and (seconds := backpressure.turned_away()) is not None:
-                raise Refusal(503, backpressure.Overloaded.code, backpressure.Overloaded.title, retry_after=seconds)
+                raise Refusal(503, Overloaded.code, Overloaded.title, Overloaded.detail, retry_after=seconds)
         except Refusal as refusal:
             metrics.front_refusals.labels(refusal.code).inc()
             exchange.response_bytes(*_problem(refusal, scope))
@@ -248,7 +252,7 @@ def _problem(refusal: Refusal, scope: Any) -> tuple[int, Headers, bytes]:
         "type": f"urn:bankcore:problem:{refusal.code}",
         "title": refusal.title,
         "status": refusal.status,
-        "detail": refusal.title,
+        "detail": refusal.detail,
         "code": refusal.code,
         "request_id": request_id,
         "retryable": refusal.status in (408, 503),

@@ -37,6 +37,7 @@ class RateLimited(BankError):
 
     code = "rate_limited"
     title = "Too many requests"
+    detail = "Nothing was changed. Go on after the seconds that Retry-After says; RateLimit tells what is left."
     http_status = 429
     retryable = True
 

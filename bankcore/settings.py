@@ -138,6 +138,8 @@ WAITING_ROOMS = {
     "notifications.deliver": "notifications.undelivered.FailedEmails",
     "notifications.deliver_webhooks": "notifications.undelivered.FailedWebhooks",
 }
+# What each check of the books proof says when all is well, by its name.
+BOOKS_MEANINGS = ["accounts.books.MEANINGS", "bankcore.messaging.seal_checks.MEANINGS", "transfers.books.MEANINGS"]
 # Above this, two people replay or discard a parked transfer; 0: always two.
 DESK_SECOND_PERSON_AMOUNT_MINOR = env.int("DESK_SECOND_PERSON_AMOUNT_MINOR", default=1_000_000)
 

@@ -40,6 +40,12 @@ CHECKS = {
          WHERE d.id IS NULL OR c.id IS NULL OR e.currency <> t.currency""",
 }
 
+MEANINGS = {
+    "posted_without_entry": "Every posted transfer has its journal entry.",
+    "entry_without_posted": "Every entry of a transfer belongs to one that is posted.",
+    "entry_differs_from_transfer": "Every entry moves what its transfer asked for, between its accounts.",
+}
+
 NEW_CHECKS = (
     NewCheck(
         ENTRIES.table,

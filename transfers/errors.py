@@ -8,6 +8,7 @@ class IdempotencyKeyMissing(BankError):
 
     code = "idempotency_key_missing"
     title = "The Idempotency-Key header is missing"
+    detail = "Nothing was changed. Send a key of your own: a new one for each order, the same one when you repeat it."
 
 
 class IdempotencyKeyInvalid(BankError):
@@ -15,6 +16,7 @@ class IdempotencyKeyInvalid(BankError):
 
     code = "idempotency_key_invalid"
     title = "The Idempotency-Key header is not valid"
+    detail = "Nothing was changed. Give 1 to 255 visible ASCII characters."
 
 
 class IdempotencyKeyReused(BankError):
@@ -22,6 +24,7 @@ class IdempotencyKeyReused(BankError):
 
     code = "idempotency_key_reused"
     title = "The Idempotency-Key was used for another request"
+    detail = "What was asked for first under this key stands. Send this request with a new key."
     http_status = 422
 
 
@@ -30,6 +33,9 @@ class ExternalIdReused(BankError):
 
     code = "external_id_reused"
     title = "The external_id belongs to another transfer"
+    detail = (
+        "Nothing was changed. Look for the earlier one with `GET transfers?external_id=`, or give another external_id."
+    )
     http_status = 409
 
 
@@ -38,6 +44,7 @@ class AlreadyPosted(BankError):
 
     code = "already_posted"
     title = "The transfer is already posted"
+    detail = "The money has moved, and stays where it is. `POST transfers/{id}/reversals` brings it back."
     http_status = 409
 
 
@@ -46,6 +53,7 @@ class NotCancellable(BankError):
 
     code = "not_cancellable"
     title = "The transfer has already ended"
+    detail = "It has ended without moving money: there is nothing to cancel. Its status says how."
     http_status = 409
 
 
@@ -54,6 +62,7 @@ class BatchTooLarge(BankError):
 
     code = "batch_too_large"
     title = "The batch has too many transfers"
+    detail = "Nothing was changed. Send the transfers in several batches."
     http_status = 413
 
 
@@ -62,6 +71,10 @@ class BatchRefused(Refused):
 
     code = "batch_refused"
     title = "The batch was refused"
+    detail = (
+        "None of its transfers was accepted. Mend or leave out the rows that `errors` names, and send it with "
+        "a new key."
+    )
 
 
 class ReviewAlreadyDecided(BankError):
@@ -69,6 +82,7 @@ class ReviewAlreadyDecided(BankError):
 
     code = "review_already_decided"
     title = "The review has already been decided"
+    detail = "Somebody else has decided on it, and that stands: see the transfer."
     http_status = 409
 
 
@@ -77,6 +91,7 @@ class OwnTransfer(BankError):
 
     code = "own_transfer"
     title = "Nobody decides on a transfer they initiated"
+    detail = "Let somebody else decide on it."
     http_status = 403
 
 
@@ -85,4 +100,5 @@ class NotInReview(BankError):
 
     code = "not_in_review"
     title = "The transfer is not in review"
+    detail = "It no longer waits for a decision: its status says what became of it."
     http_status = 409

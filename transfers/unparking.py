@@ -12,7 +12,7 @@ from bankcore.identifiers import parse_id
 from bankcore.messaging import outbox
 from bankcore.messaging.errors import NotReplayable
 from bankcore.messaging.models import DeadLetter, Event
-from bankcore.messaging.rooms import NOTHING, Forecast
+from bankcore.messaging.rooms import FAIL_AGAIN, NOTHING, Forecast
 from transfers import events, foresight
 from transfers.models import Transfer
 from transfers.states import Change, Status, claim, move
@@ -97,5 +97,5 @@ def _forecast(letter: DeadLetter, end: foresight.End | None) -> Forecast:
     if end is None:
         return Forecast(letter.pk, NOTHING, NotReplayable.code, "The transfer has left the waiting room meanwhile.")
     if end.error:
-        return Forecast(letter.pk, "fail_again", detail=end.error)
+        return Forecast(letter.pk, FAIL_AGAIN, detail=end.error)
     return Forecast(letter.pk, _WOULD.get(Status(end.status), end.status), end.reason)

@@ -63,7 +63,7 @@ def _idempotency_key(request: Any, *, required: bool) -> str | None:
             raise IdempotencyKeyMissing
         return None
     if not _KEY.fullmatch(key):
-        raise IdempotencyKeyInvalid("Give 1 to 255 visible ASCII characters.")
+        raise IdempotencyKeyInvalid
     return key
 
 
@@ -99,7 +99,8 @@ class Transfers(View):
     @extend_schema(
         operation_id="create_transfer",
         tags=["transfers"],
-        description="Order a transfer. 202 means that it is durable; repeating key and body is safe.",
+        description="Order a transfer. 202 means that it is durable; repeating key and body is safe. The answer never "
+        "waits for the transfer's end (a `Prefer` header is ignored here): follow `Location` with `Prefer: wait=N`.",
         parameters=[KEY, *HEADERS],
         request=TransferOrder,
         responses={202: shapes.TransferShown, **ORDER_PROBLEMS},

@@ -7,9 +7,9 @@ from django.utils.safestring import SafeString
 from unfold.decorators import display
 
 from accounts.models import JournalEntry, JournalLine, Proof
-from accounts.proofs import heads_of, named_by
+from accounts.proofs import heads_of, meaning_of, named_by
 from bankcore.identifiers import parse_id
-from bankcore.pages import Panel, ReadOnlyAdmin, amount, moment, page_link, pretty_json
+from bankcore.pages import Panel, ReadOnlyAdmin, amount, moment, page_link
 
 LINES_SHOWN_MAX = 200
 
@@ -88,16 +88,31 @@ class JournalLineAdmin(ReadOnlyAdmin):
 class ProofAdmin(ReadOnlyAdmin):
     list_display = ["id", "when", "kind_label", "entries", "took", "verdict", "broken_checks"]
     list_filter = ["kind"]
-    fields = ["id", "when", "kind_label", "entries", "took", "verdict", "shown_violations", "shown_heads"]
+    fields = ["id", "when", "kind_label", "entries", "took", "verdict"]
 
     def panels(self, obj: Proof) -> list[Panel]:
         return [
             Panel(
                 title="What does not add up",
                 headers=["Check", "About", "How"],
-                rows=[[named.check, named.subject, named.detail] for named in named_by(obj)],
+                rows=[[in_words(named.check), named.subject, named.detail] for named in named_by(obj)],
                 empty="Nothing: the books balance.",
-            )
+            ),
+            Panel(
+                title="What was checked",
+                headers=["Check", "What it says when all is well", "Found"],
+                rows=[
+                    [in_words(check), meaning_of(check) or "-", f"{number:,} violation(s)" if number else "nothing"]
+                    for check, number in sorted(obj.violations.items(), key=lambda one: -one[1])
+                ],
+                empty="Nothing was checked.",
+            ),
+            Panel(
+                title="Heads of the chains",
+                headers=["Chain", "Block", "Hash"],
+                rows=[[head.chain, f"{head.number:,}", head.hex] for head in heads_of(obj)],
+                empty="None was sealed yet.",
+            ),
         ]
 
     @display(description="kind", label={"Full": "info", "Increment": "primary"})
@@ -110,11 +125,8 @@ class ProofAdmin(ReadOnlyAdmin):
 
     @display(description="found")
     def broken_checks(self, proof: Proof) -> str:
-        return ", ".join(f"{check} ({number:,})" for check, number in proof.violations.items() if number) or "nothing"
-
-    @display(description="heads of the chains")
-    def shown_heads(self, proof: Proof) -> SafeString | str:
-        return pretty_json({f"{head.chain} block {head.number}": head.hex for head in heads_of(proof)})
+        found = [f"{in_words(check)} ({number:,})" for check, number in proof.violations.items() if number]
+        return ", ".join(found) or "nothing"
 
     @display(description="proved (UTC)")
     def when(self, proof: Proof) -> str:
@@ -124,6 +136,6 @@ class ProofAdmin(ReadOnlyAdmin):
     def verdict(self, proof: Proof) -> str:
         return "broken" if any(proof.violations.values()) else "balanced"
 
-    @display(description="violations by check")
-    def shown_violations(self, proof: Proof) -> SafeString | str:
-        return pretty_json(proof.violations)
+
+def in_words(check: str) -> str:
+    return check.replace("_", " ").capitalize()

@@ -62,6 +62,7 @@ class Overloaded(BankError):
 
     code = "overloaded"
     title = "Too much work is waiting"
+    detail = "Nothing was changed. Send the same request, with the same key, after the seconds that Retry-After says."
     http_status = 503
     retryable = True
 

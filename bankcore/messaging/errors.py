@@ -8,6 +8,7 @@ class LetterResolved(BankError):
 
     code = "dead_letter_resolved"
     title = "The dead letter is already resolved"
+    detail = "What was decided stands: the letter says what, when and by whom."
     http_status = 409
 
 
@@ -16,6 +17,7 @@ class NotReplayable(BankError):
 
     code = "not_replayable"
     title = "The dead letter cannot be replayed"
+    detail = "A replay would come to nothing. Discard the letter, or mend the cause first."
     http_status = 422
 
 
@@ -24,6 +26,7 @@ class RequestPending(BankError):
 
     code = "approval_pending"
     title = "A request about this dead letter waits for approval"
+    detail = "Somebody has asked already. A second person approves that, or withdraws it first."
     http_status = 409
 
 
@@ -32,6 +35,7 @@ class NothingToApprove(BankError):
 
     code = "no_request"
     title = "There is no such request to approve"
+    detail = "It was withdrawn, decided, or asks for something else. Look at the letter, and ask anew."
     http_status = 409
 
 
@@ -40,6 +44,7 @@ class SamePerson(BankError):
 
     code = "same_person"
     title = "A second person has to approve"
+    detail = "Whoever asked may not approve: so much money takes two people. Let somebody else approve."
     http_status = 403
 
 
@@ -48,4 +53,5 @@ class PersonNeeded(BankError):
 
     code = "person_needed"
     title = "Nobody signs for this call"
+    detail = "So much money takes two people. Use a token of a staff user, or sign in as one."
     http_status = 403

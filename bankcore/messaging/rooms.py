@@ -13,6 +13,7 @@ from django.utils.module_loading import import_string
 from bankcore.messaging.models import DeadLetter
 
 NOTHING = "nothing"
+FAIL_AGAIN = "fail_again"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,14 @@ BLOCK_BROKEN = "seal_block_broken"
 CHAIN_CUT = "seal_chain_cut"
 HEAD_GONE = "seal_head_gone"
 CHECKS = (ROW_CHANGED, ROW_MISSING, ROW_ADDED, BLOCK_BROKEN, CHAIN_CUT, HEAD_GONE)
+MEANINGS = {
+    ROW_CHANGED: "No row differs from what it was when it was sealed.",
+    ROW_MISSING: "No row that was sealed is gone.",
+    ROW_ADDED: "No row has come in behind its seal.",
+    BLOCK_BROKEN: "Every block of a chain holds the hash of the block before it.",
+    CHAIN_CUT: "No block is missing from a chain.",
+    HEAD_GONE: "Every head that was noted is still in its chain: none was written anew.",
+}
 
 BLOCKS_AT_ONCE = 100
 

@@ -117,6 +117,8 @@ def assert_refused() -> Callable[..., dict[str, Any]]:
         problem = response.json()
         assert (response.status_code, problem["code"]) == (status, code), problem
         assert set(problem) == {"type", "title", "status", "detail", "code", "request_id", "retryable", "errors"}
+        # What to do, and not the title once more.
+        assert problem["detail"] not in ("", problem["title"]), problem
         assert problem["request_id"] == response["X-Request-Id"]
         assert written() == before
         return problem

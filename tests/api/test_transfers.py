@@ -324,6 +324,15 @@ def test_too_many_waiters_are_answered_at_once(bank: Any, monkeypatch: pytest.Mo
     assert "Preference-Applied" not in response
 
 
+def test_an_order_is_answered_at_once_whatever_it_prefers(bank: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "wait_until_at_rest", None)
+
+    response = bank.as_anna.order(bank.body(), prefer="wait=20")
+
+    assert (response.status_code, response.json()["status"]) == (202, "accepted")
+    assert "Preference-Applied" not in response
+
+
 def test_pages_are_newest_first_and_stable(bank: Any) -> None:
     ids = [bank.as_anna.order(bank.body(reference=f"r{n}")).json()["id"] for n in range(5)]
 

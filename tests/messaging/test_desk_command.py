@@ -6,9 +6,11 @@ import json
 import pytest
 from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
+from django.db.models.functions import Now
 
 from bankcore.messaging import audit
 from bankcore.messaging.models import AuditEntry, DeadLetter
+from transfers import posting
 from transfers.models import Transfer
 from transfers.parking import park_transfer
 
@@ -101,6 +103,20 @@ def test_a_dry_run_and_then_the_replay(parked, run):
     assert (code, [o["outcome"] for o in outcomes]) == (0, ["replayed", "replayed"])
     assert (status(first), status(second)) == (("replayed", "approved"),) * 2
     assert {entry.actor for entry in AuditEntry.objects.all()} == {audit.operator()}
+
+
+def test_a_dry_run_of_what_would_fail_again_ends_in_4(parked, run, monkeypatch):
+    good, bad = parked(1), parked(2)
+    whole = posting._movement
+    monkeypatch.setattr(posting, "_movement", lambda one: 1 / 0 if str(one.id) == bad.subject else whole(one))
+
+    code, forecasts = run("replay", good.pk, bad.pk, "--dry-run", "--json")
+
+    assert (code, [f["would"] for f in forecasts]) == (4, ["post", "fail_again"])
+    assert run("replay", good.pk, "--dry-run")[0] == 0
+    # A replay that would be refused outweighs it.
+    DeadLetter.objects.filter(pk=good.pk).update(state="discarded", resolved_at=Now())
+    assert run("replay", good.pk, bad.pk, "--dry-run")[0] == 1
 
 
 def test_what_is_refused_is_said_and_ends_in_1(parked, run):

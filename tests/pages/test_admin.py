@@ -11,12 +11,17 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils.html import escape
 
+from accounts import books as ledger_books
 from accounts.models import Account, ApiToken, Customer, JournalEntry, JournalLine, Proof
+from accounts.proofs import meaning_of
+from bankcore.messaging import seal_checks
 from bankcore.messaging.models import AuditEntry, BreakerSwitch, DeadLetter, Event
 from bankcore.pages import COUNT_MAX, BoundedPaginator, ReadOnlyAdmin
 from notifications.models import Notification, Subscription, WebhookDelivery, WebhookEndpoint
 from tests.pages.conftest import make_transfer
+from transfers import books as transfer_books
 from transfers.models import Batch, DeniedAccount, Review, Transfer
 
 READ_ONLY = [
@@ -251,3 +256,20 @@ def test_people_without_rights_see_an_empty_desk() -> None:
 def test_an_unknown_object_leads_back(desk: Client) -> None:
     assert desk.get(page(Transfer, "change", uuid4())).status_code == 302
     assert desk.get(page(Transfer, "change", "nonsense")).status_code == 302
+
+
+def test_a_proof_is_told_in_words(desk: Client) -> None:
+    checks = [*ledger_books.CHECKS, *transfer_books.CHECKS, *seal_checks.CHECKS]
+    named = [["balance_differs", "account-7", "stored 5, lines add up to 4"]]
+    proof = Proof.objects.create(entries=2, violations={**dict.fromkeys(checks, 0), "balance_differs": 1}, named=named)
+
+    text = desk.get(page(Proof, "change", proof.pk)).content.decode()
+
+    for check in checks:
+        assert escape(meaning_of(check)) in text, check
+        assert check not in text
+    assert len(set(map(meaning_of, checks))) == len(checks)
+    # The broken one comes first.
+    assert text.index("1 violation(s)") < text.index("nothing")
+    assert "stored 5, lines add up to 4" in text
+    assert meaning_of("a_check_of_long_ago") == ""

@@ -22,16 +22,17 @@ from bankcore.messaging import audit, desk
 from bankcore.messaging.forecasts import foresee
 from bankcore.messaging.letter_search import find_letters, open_letters
 from bankcore.messaging.models import DeadLetter
-from bankcore.messaging.rooms import NOTHING
+from bankcore.messaging.rooms import FAIL_AGAIN, NOTHING
 from bankcore.moments import format_moment
 
-USAGE, REFUSED, AWAITING = 2, 1, 3
+USAGE, REFUSED, AWAITING, FAILS_AGAIN = 2, 1, 3, 4
 LIST_MAX = 10_000
 RIGHT = "messaging.change_deadletter"
 _AGE = re.compile(r"([1-9][0-9]{0,5})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 EPILOG = (
-    "Exit codes: 0 done, 1 something was refused, 2 wrong usage, 3 something waits for a second person."
+    "Exit codes: 0 done, 1 something was refused, 2 wrong usage, 3 something waits for a second person,"
+    " 4 a dry run foresees that something would fail again."
     " With --user NAME you act as that staff user and give their password; amounts that take two people need it."
 )
 
@@ -141,8 +142,11 @@ class Command(BaseCommand):
                 for f in forecasts
             ]
             self._table(["Letter", "Would", "Reason", "Takes", "Detail"], rows)
-        if len(forecasts) < len(numbers) or any(forecast.would == NOTHING for forecast in forecasts):
+        come_to = {forecast.would for forecast in forecasts}
+        if len(forecasts) < len(numbers) or NOTHING in come_to:
             raise SystemExit(REFUSED)
+        if FAIL_AGAIN in come_to:
+            raise SystemExit(FAILS_AGAIN)
 
     def _discard(self, options: dict[str, Any]) -> None:
         reason = options["reason"].strip()
