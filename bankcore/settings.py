@@ -230,7 +230,9 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 EMAIL_CONFIG = env.email_url("EMAIL_URL", default="consolemail://")
 vars().update(EMAIL_CONFIG)
-# For each step of the talk with the mail server (connecting included): seven steps stay below the database's patience.
+if EMAIL_CONFIG["EMAIL_BACKEND"] == "django.core.mail.backends.smtp.EmailBackend":
+    EMAIL_BACKEND = "notifications.channels.smtp.EmailBackend"
+# For each whole step of the talk with the mail server (connecting is one): seven stay below the database's patience.
 EMAIL_TIMEOUT = env.float("EMAIL_TIMEOUT_SECONDS", default=5.0)
 DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="bankcore <no-reply@bankcore.invalid>")
 

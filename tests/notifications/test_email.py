@@ -2,6 +2,9 @@
 
 import email
 import email.policy
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -58,3 +61,12 @@ def test_no_text_begins_a_header_of_its_own(bad: str) -> None:
 
 def test_a_carriage_return_in_the_text_is_not_taken_for_plain() -> None:
     assert not isinstance(_Email(TITLE, "a\r\nb", to=[ADDRESS], headers=HEADERS).message(), _Written)
+
+
+def test_the_address_of_a_mail_server_leads_to_the_backend_that_bounds_its_replies() -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", "from bankcore import settings; print(settings.EMAIL_BACKEND)"],
+        env={**os.environ, "EMAIL_URL": "smtp+tls://127.0.0.1:25"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    assert told.stdout.strip() == "notifications.channels.smtp.EmailBackend"

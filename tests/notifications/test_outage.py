@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("
 @pytest.fixture
 def server(settings):
     with mail_server() as server:
-        settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+        settings.EMAIL_BACKEND = "notifications.channels.smtp.EmailBackend"
         settings.EMAIL_HOST, settings.EMAIL_PORT, settings.EMAIL_TIMEOUT = "127.0.0.1", server.port, 0.5
         settings.BREAKER_CALLS_MIN, settings.BREAKER_OPEN_SECONDS = 2, 0.3
         yield server
@@ -49,7 +49,7 @@ def states():
     return Counter(Notification.objects.values_list("state", "attempts"))
 
 
-@pytest.mark.parametrize("mood", ["hangs", "refuses", "failing"])
+@pytest.mark.parametrize("mood", ["hangs", "dribbles", "babbles", "refuses", "failing"])
 def test_after_an_outage_everything_is_sent_once(server, mood):
     ids = emails(30)
     server.mood = mood
