@@ -11,6 +11,7 @@ from django.core.paginator import Paginator
 from django.db import OperationalError, connection, transaction
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.functional import cached_property
 from django.utils.html import format_html
@@ -130,6 +131,14 @@ class ReadOnlyAdmin(PanelAdmin):
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
+
+def shown_once(
+    page: ModelAdmin, request: HttpRequest, *, title: str, about: str, notice: str, secret: str, back: str
+) -> TemplateResponse:
+    """Show a secret on the one page that ever does: it reaches no cookie, session or log."""
+    context = {"title": title, "opts": page.opts, "about": about, "notice": notice, "secret": secret, "back": back}
+    return TemplateResponse(request, "pages/shown_once.html", {**page.admin_site.each_context(request), **context})
 
 
 def page_link(model: str, key: Any, text: Any = None) -> SafeString | str:

@@ -44,15 +44,14 @@ def answer(form_class: type[forms.Form], request: HttpRequest) -> forms.Form:
     return form_class(request.POST if "confirmed" in request.POST else None)
 
 
-def ask(page: ModelAdmin, request: HttpRequest, question: Question) -> TemplateResponse:
-    """Show what was selected, and ask once more; the button's answer comes to the same action of the list."""
-    model = page.opts.model_name
+def ask(page: ModelAdmin, request: HttpRequest, question: Question, *, back: str = "") -> TemplateResponse:
+    """Show what was selected, and ask once more; the button's answer comes to the same address, a list's action."""
     context = {
         **page.admin_site.each_context(request),
         "title": question.title,
         "opts": page.opts,
         "question": question,
         "checkbox": helpers.ACTION_CHECKBOX_NAME,
-        "back": reverse(f"admin:{page.opts.app_label}_{model}_changelist"),
+        "back": back or reverse(f"admin:{page.opts.app_label}_{page.opts.model_name}_changelist"),
     }
     return TemplateResponse(request, "pages/ask_selected.html", context)

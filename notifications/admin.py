@@ -2,17 +2,36 @@
 
 from typing import Any
 
+from django import forms
 from django.contrib import admin
 from django.db import transaction
-from django.http import HttpRequest
+from django.http import Http404, HttpRequest, HttpResponse
+from django.urls import reverse
+from django.utils import timezone
 from django.utils.safestring import SafeString
-from unfold.decorators import display
+from unfold.decorators import action, display
+from unfold.widgets import UnfoldAdminIntegerFieldWidget
 
+from bankcore import selection
 from bankcore.messaging import audit
-from bankcore.pages import BoundedAdmin, Panel, PanelAdmin, ReadOnlyAdmin, moment, page_link, preformatted
+from bankcore.pages import BoundedAdmin, Panel, PanelAdmin, ReadOnlyAdmin, moment, page_link, preformatted, shown_once
+from notifications.endpoints import KEEP_OLD_SECONDS, KEEP_OLD_SECONDS_MAX, rotate_secret
 from notifications.models import Notification, Subscription, WebhookDelivery, WebhookEndpoint
 
 DELIVERIES_SHOWN_MAX = 20
+
+
+ABOUT_ROTATION = (
+    "Calls are signed with the new secret from now on, and with the old one as well for as many hours as you give, so "
+    "that the endpoint can turn to the new one meanwhile. 0 ends the old one at once: for one that has leaked."
+)
+
+
+class NewSecretForm(forms.Form):
+    hours = forms.IntegerField(
+        label="Hours that the old one stays valid", min_value=0, max_value=KEEP_OLD_SECONDS_MAX // 3600,
+        initial=KEEP_OLD_SECONDS // 3600, widget=UnfoldAdminIntegerFieldWidget,
+    )  # fmt: skip
 
 
 @admin.register(Subscription)
@@ -73,11 +92,45 @@ class WebhookEndpointAdmin(PanelAdmin):
     list_filter = ["state"]
     search_fields = ["id", "customer"]
     search_help_text = "The whole id of an endpoint or a customer."
-    fields = ["url", "customer", "shown_types", "ordered", "state", "created_by", "when"]
-    readonly_fields = ["url", "customer", "shown_types", "ordered", "created_by", "when"]
+    fields = ["url", "customer", "shown_types", "ordered", "state", "old_secret", "created_by", "when"]
+    readonly_fields = ["url", "customer", "shown_types", "ordered", "old_secret", "created_by", "when"]
+
+    actions_detail = ["new_secret"]
 
     def panels(self, obj: WebhookEndpoint) -> list[Panel]:
         return [_latest_deliveries(obj)]
+
+    def has_rotate_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return request.user.has_perm("notifications.change_webhookendpoint")
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        """Offer nothing on the page of an endpoint that was removed."""
+        endpoint = self.get_object(request, str(object_id))
+        gone = endpoint is None or endpoint.state == WebhookEndpoint.State.DELETED
+        return [] if gone else super().get_actions_detail(request, object_id)
+
+    @action(description="New secret", icon="key", url_path="new-secret", permissions=["rotate"])
+    def new_secret(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask for how long the old one stays, then show the new one, once."""
+        endpoint = self.get_object(request, object_id)
+        if endpoint is None or endpoint.state == WebhookEndpoint.State.DELETED:
+            raise Http404
+        form, back = (
+            selection.answer(NewSecretForm, request),
+            reverse("admin:notifications_webhookendpoint_change", args=[object_id]),
+        )
+        if not form.is_valid():
+            asked = Panel(title=endpoint.url, headers=[], rows=[], empty=ABOUT_ROTATION)
+            question = selection.Question(
+                "new_secret", "Make a new secret?", (), asked, form, button="Make a new secret"
+            )
+            return selection.ask(self, request, question, back=back)
+        keep_old_seconds = form.cleaned_data["hours"] * 3600
+        rotate_secret(endpoint, actor=request.user.get_username(), keep_old_seconds=keep_old_seconds)
+        notice = "This is the only time the secret is shown. Hand it to whoever runs the endpoint, on a safe way."
+        return shown_once(
+            self, request, title="The new secret", about=endpoint.url, notice=notice, secret=endpoint.secret, back=back
+        )
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -98,6 +151,11 @@ class WebhookEndpointAdmin(PanelAdmin):
     @display(description="state", label={"active": "success", "disabled": "warning", "deleted": "info"})
     def state_label(self, endpoint: WebhookEndpoint) -> str:
         return endpoint.state
+
+    @display(description="old secret signs until (UTC)")
+    def old_secret(self, endpoint: WebhookEndpoint) -> str:
+        until = endpoint.previous_until
+        return moment(until) if until and until > timezone.now() else "-"
 
     @display(description="is told of")
     def shown_types(self, endpoint: WebhookEndpoint) -> str:

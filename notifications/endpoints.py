@@ -1,15 +1,16 @@
-"""Webhook endpoints: registering, removing, looking, and having deliveries sent again."""
+"""Webhook endpoints: registering, new secrets, removing, looking, and having deliveries sent again."""
 
 import base64
 import secrets
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
+from django.db.models.functions import Now
 
 from bankcore.database import fetch_all
 from bankcore.errors import FieldError, Invalid, NotFound
@@ -22,6 +23,7 @@ from notifications.webhooks import PENDING
 ENDPOINTS_MAX = 20
 REPLAY_MAX = 10_000
 _SECRET_BYTES = 32
+KEEP_OLD_SECONDS, KEEP_OLD_SECONDS_MAX = 24 * 3600, 7 * 24 * 3600
 
 
 def event_types() -> list[str]:
@@ -81,19 +83,51 @@ def register_endpoint(
         url=url,
         event_types=sorted(set(types)),
         ordered=ordered,
-        secret="whsec_" + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode(),
+        secret=_new_secret(),
         created_by=client.name,
     )
-    _audit(client, "webhook.register", endpoint)
+    _audit(client.name, "webhook.register", endpoint)
     endpoint.refresh_from_db()
     return endpoint
+
+
+def _new_secret() -> str:
+    return "whsec_" + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
+
+
+@transaction.atomic
+def rotate_secret(endpoint: WebhookEndpoint, *, actor: str, keep_old_seconds: int) -> WebhookEndpoint:
+    """Give an endpoint a new secret; the old one signs beside it for KEEP_OLD_SECONDS_MAX at most, 0: not at all.
+
+    Repeating makes another secret, and the one before the old one ends at once. Locks the endpoint's row.
+
+    Raises:
+        NotFound: it was removed.
+    """
+    kept: dict[str, Any] = {"previous_secret": "", "previous_until": None}
+    if keep_old_seconds:
+        kept = {"previous_secret": F("secret"), "previous_until": Now() + timedelta(seconds=keep_old_seconds)}
+    alive = WebhookEndpoint.objects.filter(pk=endpoint.pk).exclude(state=WebhookEndpoint.State.DELETED)
+    if not alive.update(secret=_new_secret(), **kept):
+        raise NotFound
+    endpoint.refresh_from_db()
+    _audit(actor, "webhook.rotate_secret", endpoint, {"keep_old_seconds": keep_old_seconds})
+    return endpoint
+
+
+def forget_old_secrets() -> int:
+    """Remove secrets whose time is up, and return how many. They have signed nothing since; safe to repeat."""
+    ended = WebhookEndpoint.objects.filter(previous_until__lte=Now())
+    return ended.update(previous_secret="", previous_until=None)
 
 
 @transaction.atomic
 def remove_endpoint(client: Any, endpoint: WebhookEndpoint) -> None:
     """Tell it nothing any more. What is pending ends as failed; what was delivered stays on record."""
-    WebhookEndpoint.objects.filter(pk=endpoint.pk).update(state=WebhookEndpoint.State.DELETED, secret="")
-    _audit(client, "webhook.remove", endpoint)
+    WebhookEndpoint.objects.filter(pk=endpoint.pk).update(
+        state=WebhookEndpoint.State.DELETED, secret="", previous_secret="", previous_until=None
+    )
+    _audit(client.name, "webhook.remove", endpoint)
 
 
 def find_delivery(endpoint: WebhookEndpoint, delivery_id: str) -> WebhookDelivery:
@@ -127,7 +161,7 @@ def replay(client: Any, endpoint: WebhookEndpoint, delivery_ids: Sequence[int]) 
     rows = fetch_all(_REPLAY, (list(delivery_ids),))
     outbox.postpone([PENDING], [str(row[0]) for row in rows], 0.0)
     if rows:
-        _audit(client, "webhook.replay", endpoint, {"deliveries": len(rows)})
+        _audit(client.name, "webhook.replay", endpoint, {"deliveries": len(rows)})
     return len(rows)
 
 
@@ -138,7 +172,7 @@ def ended_between(endpoint: WebhookEndpoint, since: datetime, until: datetime, s
     return list(wanted.order_by("id").values_list("id", flat=True)[:REPLAY_MAX])
 
 
-def _audit(client: Any, action: str, endpoint: WebhookEndpoint, details: dict[str, Any] | None = None) -> None:
+def _audit(actor: str, action: str, endpoint: WebhookEndpoint, details: dict[str, Any] | None = None) -> None:
     customer: UUID | None = endpoint.customer
     told = {"customer": str(customer) if customer else None, "url": endpoint.url, **(details or {})}
-    audit.record(actor=client.name, action=action, subject=endpoint.pk, details=told)
+    audit.record(actor=actor, action=action, subject=endpoint.pk, details=told)

@@ -96,6 +96,8 @@ class WebhookEndpoint(models.Model):
     )
     # Signing needs it as it is: it cannot be hashed. No page and no call shows it again.
     secret = models.CharField(max_length=100)
+    previous_secret = models.CharField(max_length=100, blank=True, default="", db_default="")
+    previous_until = models.DateTimeField(null=True, blank=True, help_text="Until then both secrets sign.")
     state = models.CharField(max_length=8, choices=State, default=State.ACTIVE, db_default=State.ACTIVE)
     created_by = models.CharField(max_length=150)
     created_at = models.DateTimeField(db_default=Now())
@@ -103,6 +105,13 @@ class WebhookEndpoint(models.Model):
     class Meta:
         ordering = ["-id"]
         indexes = [models.Index(fields=["customer"], condition=Q(state="active"), name="webhookendpoint_active")]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(previous_secret="", previous_until=None)
+                | (~Q(previous_secret="") & Q(previous_until__isnull=False)),
+                name="webhookendpoint_previous_secret",
+            )
+        ]
 
     def __str__(self) -> str:
         return self.url

@@ -3,10 +3,12 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+from django.utils import timezone
 from pydantic import BaseModel, ConfigDict, Field
 
 from bankcore.moments import format_moment
 from bankcore.wire import Moment
+from notifications.endpoints import KEEP_OLD_SECONDS, KEEP_OLD_SECONDS_MAX
 from notifications.models import WebhookDelivery, WebhookEndpoint
 
 
@@ -29,6 +31,15 @@ class EndpointShown(BaseModel):
     ordered: bool
     state: Literal["active", "disabled"]
     created_at: datetime
+    previous_secret_until: datetime | None
+
+
+class SecretOrder(BaseModel):
+    """How long the old secret signs beside the new one; 0: not at all."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    keep_old_seconds: Annotated[int, Field(ge=0, le=KEEP_OLD_SECONDS_MAX)] = KEEP_OLD_SECONDS
 
 
 class EndpointMade(EndpointShown):
@@ -78,6 +89,7 @@ class Replayed(BaseModel):
 
 
 def show_endpoint(endpoint: WebhookEndpoint) -> dict[str, Any]:
+    until = endpoint.previous_until
     return {
         "id": str(endpoint.pk),
         "customer": endpoint.customer and str(endpoint.customer),
@@ -86,6 +98,7 @@ def show_endpoint(endpoint: WebhookEndpoint) -> dict[str, Any]:
         "ordered": endpoint.ordered,
         "state": str(endpoint.state),
         "created_at": format_moment(endpoint.created_at),
+        "previous_secret_until": format_moment(until) if until and until > timezone.now() else None,
     }
 
 

@@ -12,6 +12,7 @@ from bankcore.messaging.tasks import BatchTask
 from notifications.delivery import deliver
 from notifications.delivery import give_up as give_up_email
 from notifications.dispatch import dispatch
+from notifications.endpoints import forget_old_secrets
 from notifications.sweep import sweep_lost
 from notifications.webhooks import deliver_webhooks, redrive
 from notifications.webhooks import give_up as give_up_webhook
@@ -68,6 +69,7 @@ def deliver_webhooks_task(delivery_ids: list[str]) -> None:
 
 @shared_task(name="notifications.redrive_webhooks", acks_late=False)
 def redrive_webhooks_task() -> None:
+    forget_old_secrets()
     redrive(timezone.now() - timedelta(seconds=max(settings.STUCK_SECONDS, 60)), number_max=5_000)
 
 

@@ -19,6 +19,7 @@ from notifications.endpoints import (
     register_endpoint,
     remove_endpoint,
     replay,
+    rotate_secret,
     visible_endpoints,
 )
 from notifications.models import WebhookDelivery
@@ -88,6 +89,25 @@ class OneEndpoint(View):
     def delete(self, request: Any, endpoint_id: str) -> HttpResponse:
         remove_endpoint(request.user, find_endpoint(request.user, endpoint_id))
         return HttpResponse(status=204)
+
+
+class Secret(View):
+    scopes = {"POST": WRITE}
+
+    @extend_schema(
+        operation_id="rotate_webhook_secret",
+        tags=["webhooks"],
+        description="Give an endpoint a new secret, which this answer alone holds. For `keep_old_seconds` (a day by "
+        "default) each call is signed with both, so that the receiver can turn to the new one meanwhile; a rotation "
+        "within that time ends the older one at once. Each call makes another secret.",
+        request=shapes.SecretOrder,
+        responses={200: shapes.EndpointMade, 413: Problem, 415: Problem, **PROBLEMS},
+    )
+    def post(self, request: Any, endpoint_id: str) -> HttpResponse:
+        endpoint = find_endpoint(request.user, endpoint_id)
+        order = read_model(request, shapes.SecretOrder, settings.REQUEST_BYTES_MAX)
+        rotate_secret(endpoint, actor=request.user.name, keep_old_seconds=order.keep_old_seconds)
+        return json_response({**shapes.show_endpoint(endpoint), "secret": endpoint.secret})
 
 
 class Deliveries(View):

@@ -52,7 +52,8 @@ class _Waiting(NamedTuple):
 
 
 _ENDPOINTS = """
-SELECT id, url, secret, state, customer FROM notifications_webhookendpoint
+SELECT id, url, state, secret, CASE WHEN previous_until > statement_timestamp() THEN previous_secret ELSE '' END
+  FROM notifications_webhookendpoint
  WHERE id = ANY(%b::uuid[])
     OR id IN (SELECT endpoint_id FROM notifications_webhookdelivery WHERE id = ANY(%b::bigint[]))
  ORDER BY id FOR NO KEY UPDATE
@@ -82,10 +83,10 @@ def _claim(delivery_ids: Sequence[int]) -> list[Call]:
     # Whoever claims or settles for an endpoint has its row: so no end of a delivery is missed by the one behind it.
     endpoints = {row[0]: row[1:] for row in fetch_all(_ENDPOINTS, ([], ids))}
     waiting = [_Waiting._make(row) for row in fetch_all(_WAITING, (ids, ids))]
-    dead = [w for w in waiting if endpoints[w.endpoint][2] != "active"]
+    dead = [w for w in waiting if endpoints[w.endpoint][1] != "active"]
     if dead:
         give_up([w.id for w in dead], "the endpoint is not active")
-    alive = [w for w in waiting if endpoints[w.endpoint][2] == "active"]
+    alive = [w for w in waiting if endpoints[w.endpoint][1] == "active"]
     # Its worker may have died with it: looked at again when the lease is over.
     outbox.postpone([PENDING], [str(w.id) for w in alive if w.is_in_hand], _lease_seconds())
     closed, claimed = set(), []
@@ -111,13 +112,13 @@ def _lease_seconds() -> float:
     return START_SECONDS_MAX + float(settings.WEBHOOK_TIMEOUT_SECONDS) + LEASE_MARGIN_SECONDS
 
 
-def _call(waiting: _Waiting, fact: TransferFact, url: str, secret: str, state: str, customer: UUID | None) -> Call:
+def _call(waiting: _Waiting, fact: TransferFact, url: str, state: str, *secrets: str) -> Call:
     return Call(
         delivery=waiting.id,
         endpoint=waiting.endpoint,
         lane=waiting.lane,
         url=url,
-        secret=secret,
+        secrets=tuple(secret for secret in secrets if secret),
         message_id=f"evt_{fact.event_id}",
         body=json.dumps(payload(fact), ensure_ascii=False, separators=(",", ":")),
     )

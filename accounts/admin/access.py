@@ -9,7 +9,7 @@ from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, User
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
-from django.template.response import TemplateResponse
+from django.urls import reverse
 from rest_framework_api_key import admin as library
 from unfold.admin import ModelAdmin
 from unfold.decorators import display
@@ -19,7 +19,7 @@ from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 from accounts.access import SCOPES
 from accounts.models import ApiToken
 from bankcore.messaging import audit
-from bankcore.pages import BoundedAdmin, moment
+from bankcore.pages import BoundedAdmin, moment, shown_once
 
 # The library's own table of keys is not used here, and Django's pages are shown in the style of the others.
 admin.site.unregister([library.APIKey, User, Group])
@@ -95,14 +95,15 @@ class ApiTokenAdmin(BoundedAdmin):
         audit.record(actor=request.user.get_username(), action=action, subject=obj.prefix, details=details)
 
     def response_add(self, request: HttpRequest, obj: ApiToken, post_url_continue: str | None = None) -> HttpResponse:
-        context = {
-            **self.admin_site.each_context(request),
-            "title": "The new token",
-            "opts": self.opts,
-            "token": request.made_token,  # type: ignore[attr-defined]
-            "api_token": obj,
-        }
-        return TemplateResponse(request, "accounts/token_made.html", context)
+        return shown_once(
+            self,
+            request,
+            title="The new token",
+            about=obj.name,
+            notice="This is the only time the token is shown. Store it somewhere safe now.",
+            secret=request.made_token,  # type: ignore[attr-defined]
+            back=reverse("admin:accounts_apitoken_changelist"),
+        )
 
     @display(description="scopes")
     def shown_scopes(self, token: ApiToken) -> str:

@@ -35,7 +35,7 @@ class Call(NamedTuple):
     endpoint: UUID
     lane: UUID | None
     url: str
-    secret: str
+    secrets: tuple[str, ...]
     message_id: str
     body: str
 
@@ -146,7 +146,8 @@ class _Sender:
         headers = {
             "webhook-id": call.message_id,
             "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": Webhook(call.secret).sign(call.message_id, now, call.body),
+            # One signature for each secret: while the receiver turns to a new one, it takes either.
+            "webhook-signature": " ".join(Webhook(s).sign(call.message_id, now, call.body) for s in call.secrets),
         }
         try:
             async with self.session.post(

@@ -130,12 +130,60 @@ def test_every_call_needs_its_scope(bank, endpoint):
     assert [answer.json()["code"] for answer in refused] == ["scope_missing"] * 6
 
 
+def test_a_new_secret_is_shown_once_and_the_old_one_stays_for_a_time(anna, endpoint):
+    path = f"webhook-endpoints/{endpoint['id']}"
+
+    answer = anna.post(f"{path}/secret", {"keep_old_seconds": 3600})
+
+    made = answer.json()
+    new = made.pop("secret")
+    assert (answer.status_code, anna.get(path).json()) == (200, made)
+    assert (len(new), new != endpoint["secret"]) == (50, True)
+    kept = WebhookEndpoint.objects.get()
+    assert (kept.secret, kept.previous_secret) == (new, endpoint["secret"])
+    assert timedelta(minutes=59) < kept.previous_until - timezone.now() <= timedelta(hours=1)
+    assert made["previous_secret_until"] == format_moment(kept.previous_until)
+    entry = AuditEntry.objects.get(action="webhook.rotate_secret")
+    assert (entry.actor, entry.details["keep_old_seconds"]) == ("shop", 3600)
+    assert new not in str(AuditEntry.objects.values())
+
+
+def test_a_second_rotation_ends_the_oldest_secret_and_0_ends_the_old_one_at_once(anna, endpoint):
+    path = f"webhook-endpoints/{endpoint['id']}/secret"
+
+    second = anna.post(path, {}).json()["secret"]
+    third = anna.post(path, {}).json()["secret"]
+    assert list(WebhookEndpoint.objects.values_list("secret", "previous_secret")) == [(third, second)]
+    answer = anna.post(path, {"keep_old_seconds": 0}).json()
+
+    assert answer["previous_secret_until"] is None
+    assert list(WebhookEndpoint.objects.values_list("secret", "previous_secret")) == [(answer["secret"], "")]
+
+
+@pytest.mark.parametrize("seconds", [-1, 7 * 24 * 3600 + 1, "3600", 1.5, None])
+def test_how_long_an_old_secret_stays_is_bounded(anna, endpoint, seconds):
+    answer = anna.post(f"webhook-endpoints/{endpoint['id']}/secret", {"keep_old_seconds": seconds})
+
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "keep_old_seconds")
+    assert WebhookEndpoint.objects.get().secret == endpoint["secret"]
+
+
+def test_nobody_rotates_for_another_or_without_the_scope(bank, anna, bruno, endpoint):
+    path = f"webhook-endpoints/{endpoint['id']}/secret"
+    reader = issue("shop", [*CUSTOMER_SCOPES, "webhooks:read"], customer=bank.anna)
+
+    assert [bruno.post(path, {}).status_code, reader.post(path, {}).status_code] == [404, 403]
+    delete(anna, f"webhook-endpoints/{endpoint['id']}")
+    assert anna.post(path, {}).status_code == 404
+
+
 def test_a_removed_endpoint_is_gone_and_forgets_its_secret(anna, endpoint):
+    anna.post(f"webhook-endpoints/{endpoint['id']}/secret", {})
     assert delete(anna, f"webhook-endpoints/{endpoint['id']}").status_code == 204
 
     assert anna.get(f"webhook-endpoints/{endpoint['id']}").status_code == 404
     assert delete(anna, f"webhook-endpoints/{endpoint['id']}").status_code == 404
-    assert list(WebhookEndpoint.objects.values_list("state", "secret")) == [("deleted", "")]
+    assert list(WebhookEndpoint.objects.values_list("state", "secret", "previous_secret")) == [("deleted", "", "")]
 
 
 def test_deliveries_are_listed_newest_first_and_by_state(anna, endpoint):

@@ -1,5 +1,6 @@
 """Webhooks to a real server: who is told, signed, in order, again after a failure, never at anybody's cost."""
 
+import base64
 import json
 import threading
 import time
@@ -7,7 +8,7 @@ from collections import Counter
 
 import pytest
 from django.utils import timezone
-from standardwebhooks import Webhook
+from standardwebhooks import Webhook, WebhookVerificationError
 
 from accounts.models import Customer
 from bankcore.messaging import outbox
@@ -16,7 +17,7 @@ from bankcore.messaging.models import DeadLetter, Event
 from notifications import webhooks
 from notifications.channels import webhook as channel
 from notifications.dispatch import dispatch
-from notifications.endpoints import replay
+from notifications.endpoints import forget_old_secrets, replay, rotate_secret
 from notifications.models import WebhookDelivery, WebhookEndpoint
 from notifications.tasks import deliver_webhooks_task
 from notifications.webhooks import deliver_webhooks, redrive, retry_seconds
@@ -91,6 +92,28 @@ def states():
 
 def told(server):
     return [json.loads(body)["id"] for _, body in server.requests]
+
+
+def test_while_a_secret_is_rotated_both_sign_and_then_the_new_one_alone(server, ada, shop, happen):
+    endpoint = listen(server, ada)
+    rotate_secret(endpoint, actor="ada", keep_old_seconds=600)
+    new, other = endpoint.secret, "whsec_" + base64.b64encode(b"somebody else's secret, of 32 by").decode()
+    happen(ada.accounts_in_use[0], shop)
+    deliver_webhooks(due())
+    assert forget_old_secrets() == 0
+    WebhookEndpoint.objects.update(previous_until=timezone.now())
+    happen(ada.accounts_in_use[0], shop)
+    deliver_webhooks(due())
+
+    (both, first), (alone, second) = server.requests
+    assert Webhook(SECRET).verify(first, both) == Webhook(new).verify(first, both)
+    assert (len(both["webhook-signature"].split()), len(alone["webhook-signature"].split())) == (2, 1)
+    Webhook(new).verify(second, alone)
+    for secret, body, headers in ((other, first, both), (SECRET, second, alone)):
+        with pytest.raises(WebhookVerificationError):
+            Webhook(secret).verify(body, headers)
+    assert (forget_old_secrets(), forget_old_secrets()) == (1, 0)
+    assert list(WebhookEndpoint.objects.values_list("secret", "previous_secret")) == [(new, "")]
 
 
 def test_an_event_is_told_once_signed_and_complete(server, ada, shop, happen):

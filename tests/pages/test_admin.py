@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 from django.contrib import admin
-from django.contrib.auth.models import Group, User
+from django.contrib.auth.models import Group, Permission, User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -212,7 +212,7 @@ def test_a_token_is_shown_once_and_works(desk: Client, accounts: SimpleNamespace
     made = desk.post(page(ApiToken, "add"), form)
 
     token = ApiToken.objects.get()
-    secret = made.content.decode().split('id="token">')[1].split("<")[0]
+    secret = made.content.decode().split('id="secret">')[1].split("<")[0]
     assert ApiToken.objects.get_from_key(secret) == token
     assert (token.scopes, token.customer) == (["transfers:read"], accounts.customer)
     assert "no-store" in made.headers["Cache-Control"]
@@ -273,3 +273,38 @@ def test_a_proof_is_told_in_words(desk: Client) -> None:
     assert text.index("1 violation(s)") < text.index("nothing")
     assert "stored 5, lines add up to 4" in text
     assert meaning_of("a_check_of_long_ago") == ""
+
+
+def test_staff_make_a_new_webhook_secret_that_one_page_shows(desk: Client, rows: SimpleNamespace) -> None:
+    endpoint = WebhookEndpoint.objects.get()
+    address = reverse("admin:notifications_webhookendpoint_new_secret", args=[endpoint.pk])
+    assert address in desk.get(page(WebhookEndpoint, "change", endpoint.pk)).content.decode()
+
+    asked = desk.get(address).content.decode()
+    for hours in ("-1", "169", "soon"):
+        desk.post(address, {"confirmed": "yes", "hours": hours})
+    endpoint.refresh_from_db()
+    assert ("Make a new secret" in asked, endpoint.secret) == (True, "whsec_c2VjcmV0")
+    made = desk.post(address, {"confirmed": "yes", "hours": "2"}).content.decode()
+
+    endpoint.refresh_from_db()
+    assert endpoint.secret in made.split('id="secret">')[1]
+    assert endpoint.previous_secret == "whsec_c2VjcmV0"
+    assert AuditEntry.objects.get(action="webhook.rotate_secret").actor == "root"
+    shown = desk.get(page(WebhookEndpoint, "change", endpoint.pk)).content.decode()
+    assert not {secret for secret in (endpoint.secret, endpoint.previous_secret) if secret in shown}
+    WebhookEndpoint.objects.update(state="deleted", secret="", previous_secret="", previous_until=None)
+    assert desk.post(address, {"confirmed": "yes", "hours": "2"}).status_code == 404
+    assert "new-secret" not in desk.get(page(WebhookEndpoint, "change", endpoint.pk)).content.decode()
+
+
+def test_only_who_may_change_an_endpoint_makes_it_a_new_secret(rows: SimpleNamespace) -> None:
+    user = User.objects.create_user("eve", password="a long enough password", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename="view_webhookendpoint"))
+    eve, endpoint = Client(), WebhookEndpoint.objects.get()
+    eve.force_login(user)
+    address = reverse("admin:notifications_webhookendpoint_new_secret", args=[endpoint.pk])
+
+    assert eve.post(address, {"confirmed": "yes", "hours": "2"}).status_code == 403
+    assert "new-secret" not in eve.get(page(WebhookEndpoint, "change", endpoint.pk)).content.decode()
+    assert WebhookEndpoint.objects.get().secret == "whsec_c2VjcmV0"
