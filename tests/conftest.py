@@ -11,32 +11,72 @@ import psycopg
 import pytest
 import redis
 from django.conf import settings
+from django.contrib.auth.hashers import get_hashers
+from django.core.management.commands import flush
 from django.db import connection
 
 from accounts import books as ledger_books
 from accounts import ledger
 from accounts.models import Account
+from bankcore import rate_limits
 from bankcore.identifiers import new_id
-from bankcore.messaging import backpressure, breaker, outbox
+from bankcore.messaging import backpressure, breaker, outbox, shares
 from transfers import books as transfer_books
 from transfers.models import Transfer
+
+# Of these tables: those that have held rows, with those that refer to them, and whether a trigger refuses TRUNCATE.
+_USED = """
+WITH RECURSIVE used(id) AS (
+    SELECT oid FROM pg_class WHERE oid = ANY(%s::regclass[]) AND pg_relation_size(oid) > 0
+    UNION SELECT conrelid FROM pg_constraint JOIN used ON contype = 'f' AND confrelid = used.id
+)
+SELECT id::regclass::text, EXISTS (SELECT FROM pg_trigger WHERE tgrelid = id AND NOT tgisinternal AND tgtype & 32 <> 0)
+  FROM used
+"""
+# What migrations leave there and no test changes.
+_KEPT = {"auth_permission", "django_content_type"}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def emptied_between_tests() -> Iterator[None]:
-    """Let Django's flush empty the tables: their triggers refuse TRUNCATE, as they should everywhere else."""
-    flush = connection.ops.sql_flush
+    """Let Django's flush empty the tables: their triggers refuse TRUNCATE, as they should everywhere else.
+
+    Most tests fill a few of the tables, and to empty all of them takes longer than most tests.
+    """
 
     def sql_flush(style: Any, tables: Any, **options: Any) -> list[str]:
+        with connection.cursor() as cursor:
+            cursor.execute(_USED, ([f'"{table}"' for table in tables if table not in _KEPT],))
+            used = dict(cursor.fetchall())
+        guarded = [table for table, is_guarded in used.items() if is_guarded]
         return [
-            *(f'ALTER TABLE "{table}" DISABLE TRIGGER USER' for table in tables),
-            *flush(style, tables, **options),
-            *(f'ALTER TABLE "{table}" ENABLE TRIGGER USER' for table in tables),
+            *(f"ALTER TABLE {table} DISABLE TRIGGER USER" for table in guarded),
+            *([f"TRUNCATE {', '.join(used)}"] if used else []),
+            *(f"ALTER TABLE {table} ENABLE TRIGGER USER" for table in guarded),
         ]
 
-    connection.ops.sql_flush = sql_flush
-    yield
-    connection.ops.sql_flush = flush
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connection.ops, "sql_flush", sql_flush)
+        # It would make the content types and permissions anew, which are still there.
+        patch.setattr(flush, "emit_post_migrate_signal", lambda *args, **options: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
+    """No test turns the power off: commits need not wait for the disk."""
+    with django_db_blocker.unblock(), connection.cursor() as cursor:
+        cursor.execute(f'ALTER DATABASE "{connection.settings_dict["NAME"]}" SET synchronous_commit = off')
+        cursor.execute("SET synchronous_commit = off")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_and_quick() -> None:
+    """Wait for Redis as long as it takes, and hash passwords in no time."""
+    for module in (breaker, rate_limits, shares):
+        module.REDIS_TIMEOUT_SECONDS = 60.0
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    get_hashers.cache_clear()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -141,3 +181,18 @@ def forget_breakers() -> Iterator[Callable[[], None]]:
     forget()
     yield forget
     forget()
+
+
+@pytest.fixture
+def end_pauses(forget_breakers: Callable[[], None]) -> Callable[[], None]:
+    """Let time pass for breakers: the pause of each open one is over, and so is the time of each trial call."""
+    url = settings.REDIS_URL
+
+    def end() -> None:
+        client = redis.Redis.from_url(url)
+        for key in client.scan_iter("{bankcore:breakers}:*"):
+            client.hset(key, mapping={"open_until": 1, "probe_until": 1})
+        for rules in breaker._locals.values():
+            rules.open_until = rules.probe_until = 1
+
+    return end

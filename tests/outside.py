@@ -132,7 +132,7 @@ def mail_server() -> Iterator[MailServer]:
     server, stop = MailServer(), threading.Event()
     thread = threading.Thread(target=server.run, args=(stop,), daemon=True)
     thread.start()
-    assert server._started.wait(10)
+    assert server._started.wait(60)
     try:
         yield server
     finally:

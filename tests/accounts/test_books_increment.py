@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 
 import psycopg
 import pytest
@@ -458,15 +457,16 @@ def test_random_postings_alarm_nobody_and_a_tampering_anywhere_is_found(accounts
     writers = [threading.Thread(target=write, args=(seed,)) for seed in range(3)]
     for writer in writers:
         writer.start()
-    deadline = time.monotonic() + 2
-    while time.monotonic() < deadline:
-        assert found() == []
-    stop.set()
-    for writer in writers:
-        writer.join()
+    try:
+        # An error in a writer ends it: then the others go on.
+        while JournalEntry.objects.count() < 150 and any(writer.is_alive() for writer in writers):
+            assert found() == []
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
     assert failures == []
     assert found() == []
-    assert JournalEntry.objects.count() > 50
 
     line = JournalLine.objects.order_by("?").first()
     event = Event.objects.order_by("?").first()

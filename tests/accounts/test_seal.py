@@ -242,34 +242,31 @@ def test_of_two_sealers_one_does_nothing(accounts, other):
 
 def test_sealing_during_random_postings_leaves_nothing_out_and_alarms_nobody(accounts):
     everyone = accounts(*[10_000] * 4)
-    stop = threading.Event()
 
     def write(seed):
-        number = 0
         try:
-            while not stop.is_set():
+            for number in range(120):
                 debit, credit = everyone[(number + seed) % 4], everyone[(number * 3 + seed + 1) % 4]
                 if debit.pk != credit.pk:
                     with transaction.atomic():
                         ledger.post([ledger.Movement(f"{seed}:{number}", debit.pk, credit.pk, 1, "EUR")])
                         record(f"{seed}:{number}")
-                        time.sleep(0.002 * (number % 3))
+                        time.sleep(0.004 * (number % 3))
                         if number % 7 == 0:
                             transaction.set_rollback(True)
-                number += 1
         finally:
             connection.close()
 
     writers = [threading.Thread(target=write, args=(seed,)) for seed in range(3)]
     for writer in writers:
         writer.start()
-    deadline = time.monotonic() + 3
-    while time.monotonic() < deadline:
-        seal(CHAINS)
-        assert found() == []
-    stop.set()
-    for writer in writers:
-        writer.join()
+    try:
+        while any(writer.is_alive() for writer in writers):
+            seal(CHAINS)
+            assert found() == []
+    finally:
+        for writer in writers:
+            writer.join()
     while any(seal(CHAINS).values()):
         pass
 

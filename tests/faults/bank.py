@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,16 +21,9 @@ from compose.gameday.evidence import gather
 from compose.gameday.history import History, digest
 from compose.gameday.verdict import Verdict, conclude, judge, weigh
 from compose.gameday.workload import RICH_MINOR
+from tests.messaging.broker_view import PATIENCE_SECONDS, eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-def eventually(check: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """Ask until the answer is true, and return it; the last answer, whatever it is, when time is up."""
-    deadline = time.monotonic() + seconds
-    while not (answer := check()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return answer
 
 
 SEND = """
@@ -49,13 +42,16 @@ class Bank:
     folder: Path
     accounts: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.complement = {role: len(pids) for role, pids in self.stack["pids"].items()}
+
     def open_accounts(self, number: int, opening_minor: int = RICH_MINOR) -> list[str]:
         amounts = ["--accounts", str(number), "--opening-minor", str(opening_minor)]
         made = json.loads(self.manage("seed_demo", *amounts, "--json"))
         self.client = httpx.Client(
             base_url=f"{self.stack['api']}/api/v1/",
             headers={"Authorization": f"Bearer {made['token']}"},
-            timeout=30,
+            timeout=PATIENCE_SECONDS,
             limits=httpx.Limits(max_connections=60),
         )
         self.history = History(self.folder / f"history-{uuid4().hex[:8]}.jsonl")
@@ -79,7 +75,7 @@ class Bank:
             "reference": name,
         }
         facts = {"kind": "transfer", "purpose": "plain", "path": "/api/v1/transfers", "key": name, "body": body}
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             self.history.write("invoke", op=name, expected=[202], **facts)
             answer = self.client.post("transfers", json=body, headers={"Idempotency-Key": name})
@@ -99,7 +95,7 @@ class Bank:
         except httpx.TransportError:
             return "not to be seen"
 
-    def becomes(self, transfer_id: str, status: str, seconds: float = 30.0) -> bool:
+    def becomes(self, transfer_id: str, status: str, seconds: float = PATIENCE_SECONDS) -> bool:
         return bool(eventually(lambda: self.status(transfer_id) == status, seconds))
 
     def is_published(self, transfer_id: str, event: str) -> bool:
@@ -131,16 +127,18 @@ class Bank:
 
     def kill(self, role: str, sign: int = signal.SIGKILL) -> None:
         """End every process of the role and wait until others have taken their places."""
+        # Those that were killed before may not be back yet.
+        assert eventually(lambda: len(self.pids(role)) == self.complement[role])
         before = self.pids(role)
         for pid in before:
             os.kill(pid, sign)
-        assert eventually(lambda: len(self.pids(role)) == len(before) and not set(self.pids(role)) & set(before), 60)
+        assert eventually(lambda: len(self.pids(role)) == len(before) and not set(self.pids(role)) & set(before))
         if role == "web":
-            assert eventually(lambda: all(self.is_ready(api) for api in self.stack["apis"]), 60)
+            assert eventually(lambda: all(self.is_ready(api) for api in self.stack["apis"]))
 
     def is_ready(self, api: str) -> bool:
         try:
-            return httpx.get(f"{api}/readyz", timeout=5).status_code == 200
+            return httpx.get(f"{api}/readyz", timeout=30).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -165,7 +163,7 @@ class Bank:
             stderr=subprocess.STDOUT,
         )
         try:
-            assert eventually(lambda: " ready" in path.read_text(errors="replace"), 60), path.read_text()
+            assert eventually(lambda: " ready" in path.read_text(errors="replace")), path.read_text()
             yield process.pid
         finally:
             process.kill()
@@ -190,19 +188,19 @@ class Bank:
             env={**os.environ, **self.stack["environment"]},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=2 * PATIENCE_SECONDS,
             check=True,
         )
         return done.stdout
 
-    def drained(self, seconds: float = 30.0) -> bool:
+    def drained(self) -> bool:
         """Whether everything has come to an end or a waiting room, and every event and notification has left."""
         sql = """
             SELECT (SELECT count(*) FROM transfers_transfer WHERE status IN ('accepted', 'approved'))
                  + (SELECT count(*) FROM messaging_event WHERE published_at IS NULL)
                  + (SELECT count(*) FROM notifications_notification WHERE state = 'pending')
         """
-        return bool(eventually(lambda: self.rows(sql)[0][0] == 0, seconds))
+        return bool(eventually(lambda: self.rows(sql)[0][0] == 0))
 
     def verdict(self, *, whole: bool = False) -> Verdict:
         """Judge what is there now; `whole` asks the API and `prove_books` as well, which takes seconds."""

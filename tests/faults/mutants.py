@@ -23,7 +23,7 @@ from rich.progress import track
 from tests.faults.mutant_list import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SECONDS_MAX = 180
+SECONDS_MAX = 600
 CAUGHT, SURVIVED = "caught", "survived"
 
 

@@ -12,7 +12,8 @@ import httpx
 import psycopg
 import pytest
 
-from tests.faults.bank import Bank, eventually
+from tests.faults.bank import Bank
+from tests.messaging.broker_view import PATIENCE_SECONDS, eventually
 
 AT_ONCE = 50
 
@@ -28,9 +29,9 @@ def order(accounts: list[str], **more: Any) -> dict[str, Any]:
     }
 
 
-def send(bank: Bank, body: dict[str, Any], key: str, place: int = 0, seconds: float = 60.0) -> httpx.Response:
+def send(bank: Bank, body: dict[str, Any], key: str, place: int = 0) -> httpx.Response:
     """Ask as a client does that was cut off or told to come back: again, under the same key."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE_SECONDS
     apis = bank.stack["apis"]
     headers = {"Idempotency-Key": key}
     while True:

@@ -13,8 +13,7 @@ from compose.gameday.link import Link
 from compose.gameday.mapper import ALIVE_REQUEST, NAMES_REQUEST, PORT_REQUEST, Mapper
 from compose.gameday.weather import FAIR, Mode, Weather
 
-SOON = 0.15
-NEVER = 0.3
+NEVER = 0.2
 
 
 class Echo:
@@ -51,10 +50,17 @@ async def through(seed: int = 1) -> AsyncIterator[tuple[Link, Echo, int]]:
 
 
 def play(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 30))
+    asyncio.run(asyncio.wait_for(test(), 120))
 
 
-async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes, seconds: float = 10) -> bytes:
+async def until(check: Callable[[], bool]) -> None:
+    """Give the others their turns until it is so."""
+    async with asyncio.timeout(60):
+        while not check():
+            await asyncio.sleep(0.002)
+
+
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes, seconds: float = 60) -> bytes:
     writer.write(data)
     return await asyncio.wait_for(reader.readexactly(len(data)), seconds)
 
@@ -67,8 +73,7 @@ def test_fair_weather_passes_everything_on_in_order_both_ways() -> None:
             assert await ask(reader, writer, content) == content
             assert link.stats()["open"] == 1
             writer.close()
-            await asyncio.sleep(SOON)
-            assert link.stats()["open"] == 0
+            await until(lambda: link.stats()["open"] == 0)
 
     play(test)
 
@@ -81,7 +86,7 @@ def test_latency_delays_each_way_and_keeps_the_order() -> None:
             began = time.monotonic()
             for number in range(20):
                 writer.write(b"%03d" % number)
-                await asyncio.sleep(0.005)
+                await until(lambda number=number: link.counts["delayed"] > number)
             assert await reader.readexactly(60) == b"".join(b"%03d" % number for number in range(20))
             assert time.monotonic() - began > 0.2
             assert int(str(link.stats()["delayed"])) > 20
@@ -99,7 +104,7 @@ def test_a_stall_holds_some_chunks_and_nothing_overtakes_them() -> None:
                 writer.write(b"%03d" % number)
                 sent += b"%03d" % number
                 await asyncio.sleep(0.01)
-            assert await asyncio.wait_for(reader.readexactly(60), 10) == sent
+            assert await asyncio.wait_for(reader.readexactly(60), 60) == sent
             assert 1 <= int(str(link.stats()["stalled"])) < 40
 
     play(test)
@@ -112,7 +117,7 @@ def test_bandwidth_takes_its_time() -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             began = time.monotonic()
             await ask(reader, writer, b"x" * 4_000)
-            assert 0.7 < time.monotonic() - began < 5
+            assert time.monotonic() - began > 0.7
 
     play(test)
 
@@ -125,9 +130,10 @@ def test_a_cut_holds_what_was_sent_and_delivers_it_when_it_heals() -> None:
             link.change(Weather(Mode.CUT))
             with pytest.raises(TimeoutError):
                 await ask(reader, writer, b"during", NEVER)
-            assert (bytes(echo.received), link.stats()["held"]) == (b"before", 6)
+            await until(lambda: link.counts["held"] == 6)
+            assert bytes(echo.received) == b"before"
             link.change(FAIR)
-            assert await asyncio.wait_for(reader.readexactly(6), 5) == b"during"
+            assert await asyncio.wait_for(reader.readexactly(6), 60) == b"during"
 
     play(test)
 
@@ -141,7 +147,7 @@ def test_a_connection_made_during_a_cut_is_answered_when_it_heals() -> None:
                 await ask(reader, writer, b"hello", NEVER)
             assert bytes(echo.received) == b""
             link.change(FAIR)
-            assert await asyncio.wait_for(reader.readexactly(5), 5) == b"hello"
+            assert await asyncio.wait_for(reader.readexactly(5), 60) == b"hello"
 
     play(test)
 
@@ -154,11 +160,11 @@ def test_a_half_open_connection_swallows_and_is_reset_when_the_host_is_back() ->
             link.change(Weather(Mode.HALF_OPEN))
             with pytest.raises(TimeoutError):
                 await ask(reader, writer, b"lost", NEVER)
-            assert link.stats()["swallowed"] == 4
+            await until(lambda: link.counts["swallowed"] == 4)
             link.change(FAIR)
             with pytest.raises(ConnectionResetError):
-                await asyncio.wait_for(reader.readexactly(1), 5)
-            assert (bytes(echo.received), await asyncio.wait_for(echo.ended.get(), 5)) == (b"before", "reset")
+                await asyncio.wait_for(reader.readexactly(1), 60)
+            assert (bytes(echo.received), await asyncio.wait_for(echo.ended.get(), 60)) == (b"before", "reset")
 
     play(test)
 
@@ -170,8 +176,8 @@ def test_resets_end_connections_the_hard_way() -> None:
             await ask(reader, writer, b"before")
             link.change(Weather(Mode.RESET, seconds=0.05))
             with pytest.raises(ConnectionResetError):
-                await asyncio.wait_for(reader.readexactly(1), 5)
-            assert await asyncio.wait_for(echo.ended.get(), 5) == "reset"
+                await asyncio.wait_for(reader.readexactly(1), 60)
+            assert await asyncio.wait_for(echo.ended.get(), 60) == "reset"
             assert link.stats()["resets"] == 1
 
     play(test)
@@ -185,7 +191,7 @@ def test_a_slow_close_is_passed_on_late() -> None:
             link.change(Weather(Mode.SLOW_CLOSE, seconds=0.4))
             began = time.monotonic()
             writer.close()
-            assert await asyncio.wait_for(echo.ended.get(), 5) == "closed"
+            assert await asyncio.wait_for(echo.ended.get(), 60) == "closed"
             assert time.monotonic() - began > 0.35
             assert link.stats()["closed_late"] == 1
 
@@ -194,18 +200,17 @@ def test_a_slow_close_is_passed_on_late() -> None:
 
 def test_weather_strikes_its_share_of_the_connections_and_the_seed_says_which() -> None:
     async def struck(seed: int) -> list[bool]:
-        async with through(seed) as (link, _, port):
+        async with through(seed) as (link, echo, port):
             link.change(Weather(Mode.HALF_OPEN, share=0.5))
-            answers = []
-            for _ in range(12):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                try:
-                    await ask(reader, writer, b"are you there?", NEVER)
-                    answers.append(False)
-                except TimeoutError:
-                    answers.append(True)
+            swallowed = []
+            for number in range(1, 13):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"?")
+                # Each arrives, or is swallowed on its way.
+                await until(lambda number=number: len(echo.received) + link.counts["swallowed"] == number)
+                swallowed.append(link.counts["swallowed"] > sum(swallowed))
                 writer.close()
-            return answers
+            return swallowed
 
     async def test() -> None:
         first, again, other = await struck(1), await struck(1), await struck(2)
@@ -223,7 +228,7 @@ def test_a_server_that_is_away_resets_whoever_comes() -> None:
         listener = await link.listen(0)
         reader, _ = await asyncio.open_connection("127.0.0.1", listener.sockets[0].getsockname()[1])
         with pytest.raises(ConnectionResetError):
-            await asyncio.wait_for(reader.readexactly(1), 5)
+            await asyncio.wait_for(reader.readexactly(1), 60)
         assert link.stats()["refused"] == 1
         listener.close()
 
@@ -250,17 +255,17 @@ def test_a_mapper_sends_a_node_to_its_peers_through_the_links_and_tells_the_trut
         async def told(mapper: int, code: int, rest: bytes) -> bytes:
             reader, writer = await asyncio.open_connection("127.0.0.1", ports[mapper])
             writer.write(_request(code, rest))
-            return await asyncio.wait_for(reader.read(), 5)
+            return await asyncio.wait_for(reader.read(), 60)
 
         assert await told(0, PORT_REQUEST, b"two") == bytes((119, 1))
         _, staying = await asyncio.open_connection("127.0.0.1", ports[1])
         staying.write(_alive(b"two", 4242))
-        await asyncio.sleep(SOON)
+        await until(lambda: "two" in registered)
         assert (await told(0, PORT_REQUEST, b"two"))[:4] == bytes((119, 0)) + (1002).to_bytes(2, "big")
         assert (await told(1, PORT_REQUEST, b"two"))[:4] == bytes((119, 0)) + (4242).to_bytes(2, "big")
         assert b"name two at port 4242" in await told(1, NAMES_REQUEST, b"")
         staying.close()
-        await asyncio.sleep(SOON)
+        await until(lambda: not registered)
         assert await told(0, PORT_REQUEST, b"two") == bytes((119, 1))
 
     play(test)

@@ -9,7 +9,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.faults.bank import ROOT, Bank, eventually
+from tests.faults.bank import ROOT, Bank
+from tests.messaging.broker_view import PATIENCE_SECONDS, eventually
 
 BOOKS, SEAL = "tests/accounts/test_books_increment.py", "tests/accounts/test_seal.py"
 IDEMPOTENCY, RIVALS = "tests/faults/test_idempotency.py", "tests/faults/test_rivals.py"
@@ -71,7 +72,7 @@ def test_infrastructure_errors_never_reject_a_customer(sound, accounts):
             sound.rows(cut, "risk%")
             time.sleep(0.3)
 
-    ended = eventually(lambda: {sound.status(t) for t in transfers} <= {"posted", "rejected", "parked"}, 60)
+    ended = eventually(lambda: {sound.status(t) for t in transfers} <= {"posted", "rejected", "parked"})
 
     assert ended
     assert {sound.status(transfer) for transfer in transfers} == {"posted"}
@@ -114,7 +115,7 @@ def test_the_event_is_in_the_transaction_of_the_transfer_not_published_after_it(
     sound.kill("relay")
 
     assert together == [(True,)]
-    assert sound.becomes(transfer, "posted", 60)
+    assert sound.becomes(transfer, "posted")
 
 
 def test_no_amount_is_ever_a_float(sound, accounts):
@@ -149,7 +150,7 @@ def test_nothing_is_open_without_a_token(sound):
     calls = [(method, path) for path, methods in paths.items() for method in methods if method in METHODS]
     assert len(calls) > 10
 
-    stranger = httpx.Client(timeout=30)
+    stranger = httpx.Client(timeout=PATIENCE_SECONDS)
     for method, path in calls:
         url = sound.stack["api"] + path.replace("{", "").replace("}", "")
         for headers in ({}, {"Authorization": "Bearer nobody.nothing"}, {"Authorization": "Basic YTpi"}):

@@ -1,9 +1,11 @@
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,12 +30,14 @@ def broker(settings: Any) -> Iterator[Broker]:
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """Name a port of the loopback that nobody listens on."""
+    """Name a port of the loopback that nobody listens on, of those that the kernel gives to nobody by itself."""
 
     def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
+        while True:
+            port = random.randrange(12_000, 19_000)
+            with socket.socket() as probe, suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
 
     return find
 
@@ -71,7 +75,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
         process.terminate()
     for process in processes:
         try:
-            process.wait(timeout=20)
+            process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

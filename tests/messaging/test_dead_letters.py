@@ -14,6 +14,7 @@ from bankcore.messaging import envelope
 from bankcore.messaging.dead_letters import DeadLetterStep, park_work, record_message
 from bankcore.messaging.forecasts import foresee
 from bankcore.messaging.models import DeadLetter, Event
+from tests.messaging.broker_view import PATIENCE_SECONDS
 from tests.messaging.poison import TASK, call, task_headers
 from transfers.models import Transfer
 from transfers.posting import post_transfers
@@ -36,7 +37,7 @@ def die(broker):
             (consumer,) = step.get_consumers(channel)
             with consumer:
                 while DeadLetter.objects.count() == before:
-                    broker.connection.drain_events(timeout=10)
+                    broker.connection.drain_events(timeout=PATIENCE_SECONDS)
         return DeadLetter.objects.latest("pk")
 
     return run
@@ -99,7 +100,7 @@ def test_the_virtual_transports_keep_the_bytes_as_well():
         channel = connection.default_channel
         step.get_consumers(channel)
         with Consumer(channel, queues=[queue], on_message=taken.append, no_ack=True):
-            connection.drain_events(timeout=5)
+            connection.drain_events(timeout=PATIENCE_SECONDS)
 
     letter = record_message(taken[0])
 

@@ -78,7 +78,7 @@ def test_a_new_worker_handles_the_messages_of_the_release_before(broker, start, 
 
     start("worker", "posting", MESSAGE_UNSIGNED_UNTIL=until)
 
-    assert eventually(lambda: Transfer.objects.get().status == "posted", 60)
+    assert eventually(lambda: Transfer.objects.get().status == "posted")
     assert DeadLetter.objects.count() == 0
 
 

@@ -13,7 +13,7 @@ from kombu import Exchange, Producer
 from bankcore.messaging import pause
 from bankcore.messaging.models import DeadLetter, Event
 from bankcore.messaging.publisher import Publisher, TaskMessage
-from tests.messaging.broker_view import eventually
+from tests.messaging.broker_view import PATIENCE_SECONDS, eventually
 from transfers.models import Transfer
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -32,12 +32,16 @@ def database():
             name = connection.settings_dict["NAME"]
             with psycopg.connect(**connection.get_connection_params() | {"dbname": "postgres"}, autocommit=True) as to:
                 to.execute(f'ALTER DATABASE "{name}" WITH ALLOW_CONNECTIONS {not closed}')
-            if closed:
-                with connection.cursor() as cursor:
-                    cursor.execute(
-                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                    )
+            # Until all are gone: one may have been on its way in.
+            assert not closed or eventually(self.is_empty)
+
+        def is_empty(self):
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+                return cursor.fetchall() == []
 
     database = Database()
     yield database
@@ -59,7 +63,7 @@ def test_an_outage_longer_than_the_brokers_patience_is_waited_out(
     first, second = (make_transfer(alice, bob, 10) for _ in range(2))
     port = free_port()
     worker = start("worker", "posting", METRICS_PORT=str(port), PAUSE_SECONDS_MAX="1")
-    assert eventually(lambda: b"ready." in worker.log.read_bytes(), 60)
+    assert eventually(lambda: b"ready." in worker.log.read_bytes())
     database.closed(True)
     publisher = Publisher(settings.BROKER_URL, "bank")
     publisher.publish([TaskMessage("posting-0", STAGE, [str(first.pk)])])
@@ -90,24 +94,22 @@ def test_a_paused_worker_stops_when_asked_and_leaves_its_message(
     alice, bob = accounts(1000, 0)
     transfer = make_transfer(alice, bob, 10)
     worker = start("worker", "posting", PAUSE_SECONDS_MAX="600")
-    assert eventually(lambda: b"ready." in worker.log.read_bytes(), 60)
+    assert eventually(lambda: b"ready." in worker.log.read_bytes())
     database.closed(True)
     publisher = Publisher(settings.BROKER_URL, "bank")
     publisher.publish([TaskMessage("posting-0", STAGE, [str(transfer.pk)])])
     publisher.close()
     # Some pauses in, so that the next ones are long.
-    assert eventually(lambda: worker.log.read_bytes().count(b"is paused") >= 4, 60)
+    assert eventually(lambda: worker.log.read_bytes().count(b"is paused") >= 4)
 
-    asked_at = time.monotonic()
     worker.send_signal(signal.SIGTERM)
 
-    assert worker.wait(timeout=30) == 0
-    assert time.monotonic() - asked_at < 8
+    assert worker.wait(timeout=PATIENCE_SECONDS) == 0
     assert eventually(lambda: broker.depth("posting-0") == 1)
     database.closed(False)
     assert Transfer.objects.get().status == "approved"
     start("worker", "posting")
-    assert eventually(lambda: Transfer.objects.get().status == "posted", 60)
+    assert eventually(lambda: Transfer.objects.get().status == "posted")
 
 
 def test_a_pause_is_a_random_part_of_a_ceiling_that_doubles(settings, monkeypatch):
@@ -128,22 +130,19 @@ def test_a_pause_is_a_random_part_of_a_ceiling_that_doubles(settings, monkeypatc
 
 def test_a_desk_that_cannot_write_stops_when_asked_and_leaves_its_letters(broker, database, start):
     worker = start("worker", "maintenance")
-    assert eventually(lambda: b"ready." in worker.log.read_bytes(), 60)
+    assert eventually(lambda: b"ready." in worker.log.read_bytes())
     assert DeadLetter.objects.count() == 0
     database.closed(True)
     exchange = Exchange("bank.dead", type="topic", no_declare=True)
     producer = Producer(broker.channel, exchange=exchange, auto_declare=False)
     for number in range(30):
         producer.publish(b"%d" % number, routing_key="dead_letters", delivery_mode=2)
-    assert eventually(lambda: b"cannot record a dead letter yet" in worker.log.read_bytes(), 60)
+    assert eventually(lambda: b"cannot record a dead letter yet" in worker.log.read_bytes())
 
-    asked_at = time.monotonic()
     worker.send_signal(signal.SIGTERM)
 
-    # One look at the database may be under way.
-    assert worker.wait(timeout=60) == 0
-    assert time.monotonic() - asked_at < 15
+    assert worker.wait(timeout=PATIENCE_SECONDS) == 0
     assert eventually(lambda: broker.depth("dead_letters") == 30)
     database.closed(False)
     start("worker", "maintenance")
-    assert eventually(lambda: DeadLetter.objects.count() == 30, 60)
+    assert eventually(lambda: DeadLetter.objects.count() == 30)

@@ -71,7 +71,7 @@ def running(broker, monkeypatch):
     for stop, _ in started:
         stop.set()
     for _, thread in started:
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         assert not thread.is_alive()
 
 

@@ -84,8 +84,8 @@ def test_what_cannot_be_read_of_a_message_ends_no_worker_and_is_kept(channel, br
 
     workers = [start("worker", role) for role in ("posting", "maintenance")]
 
-    assert eventually(lambda: DeadLetter.objects.count() == len(UNREADABLE) + len(NUL), 60)
-    assert eventually(lambda: Transfer.objects.get().status == "posted", 60)
+    assert eventually(lambda: DeadLetter.objects.count() == len(UNREADABLE) + len(NUL))
+    assert eventually(lambda: Transfer.objects.get().status == "posted")
     assert [worker.poll() for worker in workers] == [None, None]
     assert {bytes(letter.body) for letter in DeadLetter.objects.all()} == {body}
     unreadable = DeadLetter.objects.filter(cause="undeliverable: unreadable headers")

@@ -11,7 +11,7 @@ from bankcore import topology
 from bankcore.messaging.broker import declare_topology
 from bankcore.messaging.models import DeadLetter
 from bankcore.messaging.publisher import Publisher, TaskMessage
-from tests.messaging.broker_view import eventually
+from tests.messaging.broker_view import PATIENCE_SECONDS, eventually
 from tests.messaging.poison import JSON, QUEUE, TASK, call, kinds, signed, task_headers
 from transfers.models import Transfer
 
@@ -52,8 +52,8 @@ def test_poison_ends_on_the_desk_with_its_cause_while_healthy_traffic_goes_on(
         publisher.publish([TaskMessage(QUEUE, TASK, [str(transfer.pk)])])
         healthy.append(transfer.pk)
 
-    assert eventually(lambda: Transfer.objects.filter(pk__in=healthy, status="posted").count() == len(healthy), 120)
-    assert eventually(lambda: DeadLetter.objects.count() >= published, 120)
+    assert eventually(lambda: Transfer.objects.filter(pk__in=healthy, status="posted").count() == len(healthy))
+    assert eventually(lambda: DeadLetter.objects.count() >= published)
     found = Counter(
         (letter.headers.get("kind"), letter.cause) for letter in DeadLetter.objects.only("headers", "cause")
     )
@@ -72,7 +72,7 @@ def test_an_id_that_is_none_goes_to_the_desk_by_itself(publisher, broker, start,
 
     start("worker", "posting", TASK_ATTEMPTS_MAX="0")
 
-    assert eventually(lambda: Transfer.objects.get().status == "posted", 60)
+    assert eventually(lambda: Transfer.objects.get().status == "posted")
     (letter,) = DeadLetter.objects.all()
     assert (letter.task, letter.subject, letter.body) == (TASK, "no-uuid", None)
 
@@ -86,7 +86,7 @@ def test_what_was_added_to_a_signed_message_on_the_way_has_no_say(producer, brok
 
     worker = start("worker", "posting")
 
-    assert eventually(lambda: Transfer.objects.get().status == "posted", 60)
+    assert eventually(lambda: Transfer.objects.get().status == "posted")
     assert worker.poll() is None
     assert eventually(lambda: broker.depth("dead_letters") == 0)
     assert DeadLetter.objects.count() == 0
@@ -115,7 +115,7 @@ def test_a_message_that_kills_its_worker_ends_on_the_desk_and_the_others_go_on(
         while not DeadLetter.objects.exists() and deaths < 8:
             worker = start("worker", "posting", program="tests/messaging/deadly_manage.py")
             workers.append(worker)
-            assert eventually(lambda worker=worker: worker.poll() is not None or DeadLetter.objects.exists(), 60)
+            assert eventually(lambda worker=worker: worker.poll() is not None or DeadLetter.objects.exists())
             deaths += worker.poll() is not None
 
         letters = DeadLetter.objects.values_list("cause", "task", "queue", "subject", "detail")
@@ -125,13 +125,13 @@ def test_a_message_that_kills_its_worker_ends_on_the_desk_and_the_others_go_on(
         if worker.poll() is not None:
             worker = start("worker", "posting", program="tests/messaging/deadly_manage.py")
             workers.append(worker)
-        assert eventually(lambda: not Transfer.objects.exclude(status="posted").exists(), 60)
+        assert eventually(lambda: not Transfer.objects.exclude(status="posted").exists())
         assert worker.poll() is None
     finally:
         # First: a worker declares a queue that is missing, its own way.
         for worker in workers:
             worker.terminate()
-            worker.wait(timeout=30)
+            worker.wait(timeout=PATIENCE_SECONDS)
         monkeypatch.undo()
         for name in broker.names:
             broker.delete(name)

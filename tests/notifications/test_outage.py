@@ -1,6 +1,5 @@
 """A mail server that is down, slow, refuses or hangs, as a real one (F33): nobody else waits, and all is sent, once."""
 
-import time
 from collections import Counter
 
 import pytest
@@ -13,7 +12,7 @@ from bankcore.messaging.publisher import Publisher, TaskMessage
 from notifications import delivery
 from notifications.delivery import deliver
 from notifications.models import Notification, Subscription
-from tests.messaging.broker_view import Broker, eventually
+from tests.messaging.broker_view import PATIENCE_SECONDS, Broker, eventually
 from tests.outside import mail_server
 from tests.workers import running
 
@@ -25,7 +24,7 @@ def server(settings):
     with mail_server() as server:
         settings.EMAIL_BACKEND = "notifications.channels.smtp.EmailBackend"
         settings.EMAIL_HOST, settings.EMAIL_PORT, settings.EMAIL_TIMEOUT = "127.0.0.1", server.port, 0.5
-        settings.BREAKER_CALLS_MIN, settings.BREAKER_OPEN_SECONDS = 2, 0.3
+        settings.BREAKER_CALLS_MIN, settings.BREAKER_OPEN_SECONDS = 2, 300
         yield server
 
 
@@ -50,21 +49,27 @@ def states():
 
 
 @pytest.mark.parametrize("mood", ["hangs", "dribbles", "babbles", "refuses", "failing"])
-def test_after_an_outage_everything_is_sent_once(server, mood):
+def test_after_an_outage_everything_is_sent_once(server, mood, settings, end_pauses):
     ids = emails(30)
     server.mood = mood
-    begin = time.monotonic()
     for _ in range(6):
         deliver(ids)
-    assert time.monotonic() - begin < 20
     assert server.messages == []
+    # Nobody is asked once the breaker is open.
     asked = server.connections
+    assert asked < 6
     deliver(ids)
-    assert server.connections <= asked + 1
+    assert server.connections == asked
 
-    server.mood = "well"
-    assert eventually(lambda: deliver(ids) is not None and states().total() == sum(
-        number for (state, _), number in states().items() if state == "delivered"), seconds=30)  # fmt: skip
+    # From now on a slow answer is an answer: a message that was taken unheard would be sent again.
+    server.mood, settings.EMAIL_TIMEOUT = "well", PATIENCE_SECONDS
+    end_pauses()
+    deliver(ids)
+    while pending := Notification.objects.filter(state="pending").count():
+        end_pauses()
+        deliver(ids)
+        assert Notification.objects.filter(state="pending").count() < pending
+    assert states().total() == sum(number for (state, _), number in states().items() if state == "delivered")
 
     subjects = Counter(line for m in server.messages for line in m.splitlines() if line.startswith("Subject:"))
     assert (len(subjects), set(subjects.values())) == (30, {1})
@@ -81,18 +86,16 @@ def test_an_outage_costs_no_attempt(server):
     assert Event.objects.filter(published_at=None, due_at__gt=timezone.now()).count() == 3
 
 
-def test_a_slow_server_holds_a_task_for_a_bounded_time(server, monkeypatch):
+def test_a_slow_server_holds_a_task_for_a_bounded_time(server, settings, monkeypatch):
     monkeypatch.setattr(delivery, "CHUNK_SECONDS_MAX", 1.0)
     monkeypatch.setattr(delivery, "TASK_SECONDS_MAX", 3.0)
     ids = emails(20)
     server.mood = "slow"
     # Each step takes longer than nothing and less than its limit.
-    django_settings.EMAIL_TIMEOUT = 5
-    begin = time.monotonic()
+    settings.EMAIL_TIMEOUT = PATIENCE_SECONDS
 
     sent = deliver(ids)
 
-    assert time.monotonic() - begin < 20
     assert 0 < sent < 20
     assert states() == {("delivered", 1): sent, ("pending", 0): 20 - sent}
 
@@ -113,33 +116,26 @@ def test_a_mail_server_that_hangs_starves_nobody(server, broker, accounts, make_
     ada = Customer.objects.create(name="Ada")
     Subscription.objects.create(customer=ada.pk, channel="in_app")
     payer, payee = accounts(1000, 0, customer=ada)
-    settings = {"EMAIL_URL": f"smtp://127.0.0.1:{server.port}", "EMAIL_TIMEOUT_SECONDS": "60",
+    settings = {"EMAIL_URL": f"smtp://127.0.0.1:{server.port}", "EMAIL_TIMEOUT_SECONDS": "600",
                 "BREAKER_CALLS_MIN": "1000"}  # fmt: skip
     publisher = Publisher(django_settings.BROKER_URL, "bank")
     publisher.publish([TaskMessage("deliveries", "notifications.deliver", [str(pk)]) for pk in ids])
 
     with running(tmp_path, **settings) as start:
         start("worker", "notifications")
-        assert eventually(lambda: server.connections == 3, seconds=40), (
-            tmp_path / "worker-notifications.log"
-        ).read_text()
+        assert eventually(lambda: server.connections == 3), (tmp_path / "worker-notifications.log").read_text()
         told = []
         for _ in range(8):
             transfer = make_transfer(payer, payee, 1, "posted", posted_at=timezone.now())
             told.append(Event.objects.get(subject=str(transfer.pk)).pk)
-        begin = time.monotonic()
         publisher.publish([TaskMessage("notifications", "notifications.dispatch", [event]) for event in told])
 
-        assert eventually(lambda: Notification.objects.filter(channel="in_app").count() == 8, seconds=20)
+        assert eventually(lambda: Notification.objects.filter(channel="in_app").count() == 8)
 
-        took = time.monotonic() - begin
-        assert took < 10
         # All that deliveries could hold is still held.
         assert server.connections == 3
         assert broker.depth("deliveries") == 40 - 3
         server.mood = "well"
-        assert eventually(
-            lambda: Notification.objects.filter(state="delivered", channel="email").count() == 40, seconds=40
-        )
+        assert eventually(lambda: Notification.objects.filter(state="delivered", channel="email").count() == 40)
     publisher.close()
     assert len(server.messages) == 40

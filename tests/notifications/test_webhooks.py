@@ -21,7 +21,7 @@ from notifications.endpoints import forget_old_secrets, replay, rotate_secret
 from notifications.models import WebhookDelivery, WebhookEndpoint
 from notifications.tasks import deliver_webhooks_task
 from notifications.webhooks import deliver_webhooks, redrive, retry_seconds
-from tests.outside import http_server, slowly
+from tests.outside import http_server
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("forget_breakers")]
 SECRET = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
@@ -34,7 +34,7 @@ class Staff:
 
 @pytest.fixture
 def server(settings):
-    settings.WEBHOOK_ALLOW_LOOPBACK, settings.WEBHOOK_TIMEOUT_SECONDS = True, 2.0
+    settings.WEBHOOK_ALLOW_LOOPBACK, settings.WEBHOOK_TIMEOUT_SECONDS = True, 60.0
     with http_server(lambda body: FINE) as server:
         yield server
 
@@ -201,12 +201,13 @@ def test_a_hung_endpoint_is_left_after_the_time_limit(server, ada, shop, happen,
     settings.WEBHOOK_TIMEOUT_SECONDS = 0.5
     listen(server, ada)
     happen(ada.accounts_in_use[0], shop)
-    server.answer = lambda body: slowly(3, FINE)
-    begin = time.monotonic()
+    go_on = threading.Event()
+    server.answer = lambda body: (go_on.wait(60), FINE)[1]
 
+    # It would answer, in the end.
     assert deliver_webhooks(due()) == 0
 
-    assert time.monotonic() - begin < 2.5
+    go_on.set()
     assert "Timeout" in WebhookDelivery.objects.get().failure
 
 
@@ -313,13 +314,13 @@ def test_a_message_that_comes_twice_at_a_time_is_sent_once_and_looked_at_again(s
 
     def answer(body):
         asked.set()
-        go_on.wait(5)
+        go_on.wait(60)
         return FINE
 
     server.answer = answer
     worker = threading.Thread(target=lambda: (deliver_webhooks(ids), webhooks_connection_close()))
     worker.start()
-    assert asked.wait(5)
+    assert asked.wait(60)
 
     assert deliver_webhooks(ids) == 0
     # If the first worker had died now, this is when its delivery would be made.
@@ -327,7 +328,7 @@ def test_a_message_that_comes_twice_at_a_time_is_sent_once_and_looked_at_again(s
     assert event.published_at is None
     assert event.due_at > timezone.now()
     go_on.set()
-    worker.join(10)
+    worker.join(60)
 
     assert (len(server.requests), states()) == (1, {("delivered", 1): 1})
 
