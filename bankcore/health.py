@@ -136,6 +136,13 @@ SELECT state, count(*)
   FROM (SELECT state FROM messaging_deadletter WHERE state <> 'open' LIMIT {COUNT_MAX}) AS letters
  GROUP BY state
 """  # noqa: S608
+# In-app messages are there at once. The sweep's position is a number of an event: the first behind it waits for it.
+_TELLING = """
+SELECT (SELECT created_at FROM notifications_notification WHERE state = 'pending' ORDER BY id LIMIT 1),
+       (SELECT created_at FROM notifications_webhookdelivery WHERE state = 'pending' ORDER BY id LIMIT 1),
+       (SELECT created_at FROM messaging_event
+         WHERE id > coalesce((SELECT event FROM notifications_sweepposition), 0) ORDER BY id LIMIT 1)
+"""
 _PROOF = "SELECT extract(epoch FROM proved_at)::float8, violations FROM accounts_proof ORDER BY id DESC LIMIT 1"
 _PROOFS_BY_KIND = """
 (SELECT kind, seconds, extract(epoch FROM proved_at)::float8 FROM accounts_proof
@@ -185,6 +192,21 @@ def _dead_letters() -> Iterator[Metric]:
     )
 
 
+def _telling() -> Iterator[Metric]:
+    email, webhook, unswept = fetch_all(_TELLING)[0]
+    family = GaugeMetricFamily(
+        "bankcore_notifications_oldest_seconds", "Age of the oldest notification that is pending.", labels=["channel"]
+    )
+    family.add_metric(["email"], _age(email))
+    family.add_metric(["webhook"], _age(webhook))
+    yield family
+    yield GaugeMetricFamily(
+        "bankcore_notifications_sweep_lag_seconds",
+        "Age of the oldest event that the sweep for lost notifications has not looked at.",
+        value=_age(unswept),
+    )
+
+
 def _books() -> Iterator[Metric]:
     for proved_at, violations in fetch_all(_PROOF):
         family = GaugeMetricFamily("bankcore_books_violations", "What the last proof found wrong.", labels=["check"])
@@ -220,7 +242,14 @@ def _seals() -> Iterator[Metric]:
 class DatabaseCollector(Collector):
     """What the database knows, asked at most once in DATABASE_CACHE_SECONDS however many scrape."""
 
-    questions: tuple[Callable[[], Iterable[Metric]], ...] = (_backlog, _outbox, _dead_letters, _books, _seals)
+    questions: tuple[Callable[[], Iterable[Metric]], ...] = (
+        _backlog,
+        _outbox,
+        _dead_letters,
+        _telling,
+        _books,
+        _seals,
+    )
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

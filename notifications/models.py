@@ -147,6 +147,7 @@ class WebhookDelivery(models.Model):
             models.Index(
                 fields=["endpoint", "lane", "event"], condition=Q(state="pending"), name="webhookdelivery_order"
             ),
+            models.Index(fields=["id"], condition=Q(state="pending"), name="webhookdelivery_pending"),
         ]
         constraints = [models.UniqueConstraint(fields=["event", "endpoint"], name="webhookdelivery_once")]
 

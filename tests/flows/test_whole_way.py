@@ -234,6 +234,8 @@ def test_metrics_of_the_contract_are_scraped(bank: Bank) -> None:
         'bankcore_books_proof_seconds{kind="full"}',
         'bankcore_seal_lag_seconds{chain="accounts_journalline"}',
         'bankcore_seal_lag_rows{chain="messaging_auditentry"}',
+        'bankcore_notifications_oldest_seconds{channel="webhook"}',
+        "bankcore_notifications_sweep_lag_seconds",
         "bankcore_retries_total",
     ):
         assert name in page, name

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bankcore import health
 from bankcore.messaging import seals
 from bankcore.messaging.models import DeadLetter, Event
+from notifications.models import Notification, SweepPosition, WebhookDelivery
 from tests.pages.conftest import make_transfer
 
 DATABASE_METRICS = {
@@ -28,6 +29,8 @@ DATABASE_METRICS = {
     "bankcore_books_full_proved_timestamp_seconds",
     "bankcore_seal_lag_seconds",
     "bankcore_seal_lag_rows",
+    "bankcore_notifications_oldest_seconds",
+    "bankcore_notifications_sweep_lag_seconds",
 }
 
 
@@ -104,6 +107,37 @@ def test_metrics_tell_what_the_database_knows(client: Client, rows: SimpleNamesp
     assert found["bankcore_books_proof_seconds", "full"] == 0
     assert found["bankcore_seal_lag_seconds", "messaging_event"] == float("inf")
     assert found["bankcore_seal_lag_rows", "messaging_event"] > 0
+
+
+@pytest.mark.django_db
+def test_metrics_tell_how_long_who_waits_to_be_told(client: Client, rows: SimpleNamespace) -> None:
+    def ages() -> list[int]:
+        found, name = scrape(client), "bankcore_notifications_oldest_seconds"
+        told = (found[name, "email"], found[name, "webhook"], found["bankcore_notifications_sweep_lag_seconds", ""])
+        # To the hour, so that a slow machine changes nothing.
+        return [round(age / 3600) for age in told]
+
+    now, hour = timezone.now(), timedelta(hours=1)
+    first = Event.objects.earliest("id").pk
+    Notification.objects.create(
+        event=first, recipient=rows.customer.pk, channel="email", transfer=rows.transfer.pk, title="Paid", text="Paid.",
+        state="pending",
+    )  # fmt: skip
+    Notification.objects.filter(state="pending").update(created_at=now - 2 * hour)
+    Notification.objects.filter(state="delivered").update(created_at=now - 9 * hour)
+    WebhookDelivery.objects.update(created_at=now - 3 * hour)
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE messaging_event DISABLE TRIGGER USER")
+        cursor.execute("UPDATE messaging_event SET created_at = %s WHERE id = %s", [now - 4 * hour, first])
+
+    SweepPosition.objects.update_or_create(id=1, defaults={"event": first - 1})
+    assert ages() == [2, 3, 4]
+    Notification.objects.update(state="delivered")
+    WebhookDelivery.objects.update(state="failed")
+    SweepPosition.objects.update(event=first)
+    assert ages() == [0, 0, 0]
+    SweepPosition.objects.update(event=Event.objects.latest("id").pk)
+    assert scrape(client)["bankcore_notifications_sweep_lag_seconds", ""] == 0
 
 
 @pytest.mark.django_db(transaction=True)
