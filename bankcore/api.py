@@ -18,7 +18,7 @@ from rest_framework.parsers import JSONParser
 from bankcore.cursors import NewestFirst as NewestFirst
 from bankcore.errors import BankError, FieldError, Invalid, MalformedJson, NotFound, PayloadTooLarge, Unavailable
 from bankcore.logs import current_request_id
-from bankcore.wire import json_response
+from bankcore.wire import body_bytes, json_response
 
 log = logging.getLogger(__name__)
 Body = TypeVar("Body", bound=BaseModel)
@@ -57,8 +57,8 @@ def read_body(request: Any, bytes_max: int, *, content_types: Sequence[str] = ("
         raise exceptions.UnsupportedMediaType(media_type[:100], "Send " + " or ".join(content_types) + " in UTF-8.")
     if "HTTP_TRANSFER_ENCODING" in request.META:
         raise LengthRequired
-    length = request.META.get("CONTENT_LENGTH") or "0"
-    if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > bytes_max:
+    length = body_bytes(request.META)
+    if length is None or length > bytes_max:
         raise PayloadTooLarge(f"At most {bytes_max:,} bytes are read here.")
     try:
         return request.read(bytes_max)

@@ -10,12 +10,9 @@ import logging
 import os
 import resource
 import sys
-import threading
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from io import BytesIO
-from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from django.conf import settings
@@ -28,7 +25,10 @@ from bankcore.identifiers import new_id
 from bankcore.lanes import Lanes
 from bankcore.logs import accepted_request_id
 from bankcore.messaging import backpressure
-from bankcore.messaging.backpressure import Overloaded
+from bankcore.messaging.backpressure import Overloaded, Priority, priority_of
+from bankcore.pool import Environ, Exchange, Headers, Pool
+from bankcore.turns import NoTurn, Turns
+from bankcore.wire import body_bytes
 
 log = logging.getLogger(__name__)
 
@@ -38,19 +38,9 @@ SMALL_BYTES = 64 * 1024
 GATHERED_BYTES_MAX = 64 * 1024 * 1024
 THROWN_AWAY_BYTES_MAX = 64 * 1024 * 1024
 BUSY_RETRY_SECONDS = 1
-# When no transfer at all is let in, the answer is given here: a refusal must cost far less than an acceptance.
-INTAKE = frozenset({"/api/v1/transfers", "/api/v1/batches"})
-Environ = dict[str, Any]
-Headers = list[tuple[str, str]]
-
-
-class Exchange(Protocol):
-    """granian's HTTPProtocol, as far as it is used here."""
-
-    def __call__(self) -> Any: ...
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
-    def response_bytes(self, status: int, headers: Headers, body: bytes) -> None: ...
-    def response_stream(self, status: int, headers: Headers) -> Any: ...
+SINGLE, BATCH = "/api/v1/transfers", "/api/v1/batches"
+# Who sends a file can wait longer for the answer than who sends a batch.
+BULK_PATIENCE = 10
 
 
 class Refusal(Exception):
@@ -68,53 +58,6 @@ BUSY = Refusal(503, "overloaded", "Too many requests are waiting", Overloaded.de
 TOO_LARGE = Refusal(413, PayloadTooLarge.code, PayloadTooLarge.title, PayloadTooLarge.detail)
 
 
-class Pool:
-    """Threads that answer requests. A pool of futures does the same for several locks and a wake-up more a request."""
-
-    def __init__(self, answer: Callable[[Environ, Exchange, asyncio.AbstractEventLoop], None], *, threads: int) -> None:
-        self._answer = answer
-        self._waiting: SimpleQueue[tuple[Environ, Exchange, asyncio.Future[None]]] = SimpleQueue()
-        # What was answered, for the loop: several at a time, where several are done before it looks.
-        self._done: deque[tuple[asyncio.Future[None], Exception | None]] = deque()
-        self._is_waking = False
-        self._missing = threads
-
-    async def run(self, environ: Environ, exchange: Exchange) -> None:
-        """Let a thread answer, and return when it has. Raises what the answering raised."""
-        while self._missing:
-            # Not before: a process that forks takes no threads along.
-            threading.Thread(target=self._work, name=f"web-{self._missing}", daemon=True).start()
-            self._missing -= 1
-        answered = asyncio.get_running_loop().create_future()
-        self._waiting.put((environ, exchange, answered))
-        await answered
-
-    def _work(self) -> None:
-        while True:
-            environ, exchange, answered = self._waiting.get()
-            loop, failed = answered.get_loop(), None
-            try:
-                self._answer(environ, exchange, loop)
-            except Exception as error:
-                failed = error
-            self._done.append((answered, failed))
-            # Whoever finds it set comes before it is cleared, and what is done is looked at after that.
-            if not self._is_waking:
-                self._is_waking = True
-                loop.call_soon_threadsafe(self._tell)
-
-    def _tell(self) -> None:
-        self._is_waking = False
-        while self._done:
-            answered, failed = self._done.popleft()
-            if answered.done():
-                continue
-            if failed is None:
-                answered.set_result(None)
-            else:
-                answered.set_exception(failed)
-
-
 class Front:
     """One per process. `application` is a WSGI callable that runs in `threads` threads."""
 
@@ -124,35 +67,48 @@ class Front:
         self._open_max = threads + queue_max
         self._open = 0
         self._gathered_bytes = 0
+        at_once, seconds = settings.WEB_BATCHES_AT_ONCE, settings.BATCH_ANSWER_SECONDS
+        # A file has turns of its own: one of ten thousand rows must not turn small batches away.
+        self._turns = {
+            Priority.BATCH: Turns(at_once=at_once, answer_seconds=seconds),
+            Priority.BULK: Turns(at_once=at_once, answer_seconds=seconds * BULK_PATIENCE),
+        }
 
     async def __rsgi__(self, scope: Any, exchange: Exchange) -> None:
         """Answer one request."""
         try:
             environ = environ_of(scope)
-            environ["wsgi.input"] = BytesIO(await self._body(environ, exchange))
+            size = body_bytes(environ) or 0
+            environ["wsgi.input"] = BytesIO(await self._body(environ, size, exchange))
             if self._open >= self._open_max:
                 raise BUSY
-            if scope.method == "POST" and scope.path in INTAKE and (seconds := backpressure.turned_away()) is not None:
-                raise Refusal(503, Overloaded.code, Overloaded.title, Overloaded.detail, retry_after=seconds)
-        except Refusal as refusal:
-            metrics.front_refusals.labels(refusal.code).inc()
-            exchange.response_bytes(*_problem(refusal, scope))
+            priority = intake_of(scope, size)
+            # Answered here, as a refusal must cost far less than an acceptance.
+            if priority is not None and (seconds := backpressure.turned_away(priority)) is not None:
+                raise _overloaded(seconds)
+            await self._run(environ, exchange, self._turns.get(priority) if priority else None)
+        except NoTurn as missed:
+            metrics.admission.labels("overloaded").inc()
+            refusal = _overloaded(backpressure.retry_after(missed.seconds))
+        except Refusal as refused:
+            refusal = refused
+        else:
             return
+        metrics.front_refusals.labels(refusal.code).inc()
+        exchange.response_bytes(*_problem(refusal, scope))
+
+    async def _run(self, environ: Environ, exchange: Exchange, turns: Turns | None = None) -> None:
         self._open += 1
         try:
-            await self._pool.run(environ, exchange)
+            async with turns.turn(environ.get("HTTP_AUTHORIZATION", "")) if turns else nullcontext():
+                await self._pool.run(environ, exchange)
         finally:
             self._open -= 1
 
-    async def _body(self, environ: Environ, exchange: Exchange) -> bytes:
+    async def _body(self, environ: Environ, size: int, exchange: Exchange) -> bytes:
         """Gather the body. One that is larger than any call takes is thrown away: Django refuses it by its length."""
-        length = environ.get("CONTENT_LENGTH", "")
         if "HTTP_TRANSFER_ENCODING" in environ:
             size = SMALL_BYTES + 1
-        elif length.isascii() and length.isdigit():
-            size = int(length[:18])
-        else:
-            size = 0
         if not size:
             return b""
         try:
@@ -207,6 +163,17 @@ class Front:
         finally:
             if close := getattr(parts, "close", None):
                 close()
+
+
+def intake_of(scope: Any, size: int) -> Priority | None:
+    """Say what kind of intake a request is, by its address and its size alone; None for everything else."""
+    if scope.method != "POST" or scope.path not in (SINGLE, BATCH):
+        return None
+    return Priority.INTERACTIVE if scope.path == SINGLE else priority_of(0, size)
+
+
+def _overloaded(seconds: int) -> Refusal:
+    return Refusal(503, Overloaded.code, Overloaded.title, Overloaded.detail, retry_after=seconds)
 
 
 async def _send(transport: Any, piece: bytes) -> None:

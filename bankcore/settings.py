@@ -171,6 +171,8 @@ BACKLOG_MAX = env.int("BACKLOG_MAX", default=50_000)
 OUTAGE_ACCEPT_SECONDS = env.float("OUTAGE_ACCEPT_SECONDS", default=600.0)
 RETRY_AFTER_SECONDS_MAX = env.int("RETRY_AFTER_SECONDS_MAX", default=120)
 DRAIN_RATE_START = env.float("DRAIN_RATE_START", default=1000.0)
+# What taking in a transfer costs the stages, as a part of working one off: web and database share machines with them.
+INTAKE_COST = env.float("INTAKE_COST", default=0.25)
 CLIENT_WEIGHTS = env.dict("CLIENT_WEIGHTS", cast={"value": int}, default={})
 
 # Limits per client, such as 100/second or 5000/minute (bankcore/rate_limits.py); auth failures are per address.
@@ -185,6 +187,9 @@ RATE_LIMIT_CLIENTS = {
 # Threads per web process: a quarter of them may wait for a transfer (`Prefer: wait`).
 # Threads that order at the same time share a statement and a commit, so more than processors is right.
 WEB_THREADS = env.int("WEB_THREADS", default=12)
+# Batches that one process takes in at the same time, and the time for waiting and work (bankcore/turns.py).
+WEB_BATCHES_AT_ONCE = env.int("WEB_BATCHES_AT_ONCE", default=1)
+BATCH_ANSWER_SECONDS = env.float("BATCH_ANSWER_SECONDS", default=0.2)
 # Complete requests that may wait for a thread, and how long a body may take to arrive (bankcore/front.py).
 WEB_QUEUE_MAX = env.int("WEB_QUEUE_MAX", default=128)
 BODY_SECONDS_MAX = env.float("BODY_SECONDS_MAX", default=20.0)

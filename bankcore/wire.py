@@ -74,5 +74,12 @@ class Problem(BaseModel):
     errors: list[Place]
 
 
+def body_bytes(environ: Mapping[str, Any]) -> int | None:
+    """Return how large a request says its body is (Content-Length); None if what it says is not a number."""
+    length = environ.get("CONTENT_LENGTH") or "0"
+    # Eighteen digits are more than anybody sends, and still cheap to read.
+    return int(length) if length.isascii() and length.isdigit() and len(length) <= 18 else None
+
+
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> HttpResponse:
     return HttpResponse(to_json(content), status=status, headers=headers, content_type="application/json")

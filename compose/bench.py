@@ -116,6 +116,9 @@ class Bench:
         self._tell(found, figures)
         answers = ", ".join(f"{count} x {status}" for status, count in sorted(burst.statuses.items()))
         self.console.print(f"  answers: {answers}; {burst.broken} broken connections", highlight=False)
+        for kind, told in burst.told.items():
+            real = "never" if told.real_seconds is None else f"after {told.real_seconds:.1f} s"
+            self.console.print(f"  a {kind} told to come in {told.seconds:.0f} s was taken {real}", highlight=False)
         return found, burst
 
     def growth(self, stack: Mapping[str, Any]) -> dict[str, float | None]:

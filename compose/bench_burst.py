@@ -35,18 +35,38 @@ class Sample(NamedTuple):
 
 
 @dataclass
+class Told:
+    """A refusal's Retry-After, and what became of it: seconds from the refusal until the same kind was taken."""
+
+    at: float
+    seconds: float
+    real_seconds: float | None = None
+
+    @property
+    def off(self) -> float | None:
+        """How far it was from what really happened, as a share.
+
+        Retry-After has whole seconds: what is within one second is right.
+        """
+        if self.real_seconds is None:
+            return None
+        apart = abs(self.seconds - self.real_seconds)
+        return 0.0 if apart <= 1.0 else apart / self.real_seconds
+
+
+@dataclass
 class Burst:
     """Every answer of a burst. `latencies` are (seconds since its beginning, seconds until the 202)."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     latencies: list[tuple[float, float]] = field(default_factory=list)
-    refusals: list[float] = field(default_factory=list)
+    # The last refusal of the burst, and the first ones after it, by kind.
+    last_told: Told | None = None
+    told: dict[str, Told] = field(default_factory=dict)
     without_retry_after: int = 0
     broken: int = 0
     late: float = 0.0
     samples: list[Sample] = field(default_factory=list)
-    retry_after_said: float | None = None
-    retry_after_real: float | None = None
 
     @property
     def errors(self) -> int:
@@ -63,14 +83,8 @@ class Burst:
 
     @property
     def retry_after_off(self) -> float | None:
-        """How far the Retry-After of the last refusal was from the moment the same request was taken, as a share.
-
-        Retry-After has whole seconds: what is within one second is right.
-        """
-        if self.retry_after_said is None or not self.retry_after_real:
-            return None
-        apart = abs(self.retry_after_said - self.retry_after_real)
-        return 0.0 if apart <= 1.0 else apart / self.retry_after_real
+        """The worst of the kinds: how far Retry-After was from the moment at which such a request was taken."""
+        return max((off for told in self.told.values() if (off := told.off) is not None), default=None)
 
 
 def run(
@@ -82,7 +96,7 @@ def run(
     seconds: float,
     posted: Callable[[], int],
 ) -> Burst:
-    """Send so many transfers per second for so long, then ask with a bulk request until that is taken.
+    """Send so many transfers per second for so long, then ask with one batch and one file until each is taken.
 
     `posted` returns how many transfers were posted since the burst began.
     """
@@ -102,7 +116,8 @@ async def _run(
     watching = asyncio.create_task(_watch(burst, began, posted))
     lanes = (_lane(burst, target, batches, timetable, began, began + seconds) for _ in range(CLIENTS))
     await asyncio.gather(*lanes)
-    await _ask_until_taken(burst, target, bulk)
+    asked = {"batch": lambda: next(batches), "file": bulk}
+    await asyncio.gather(*(_ask_until_taken(burst, target, kind, request) for kind, request in asked.items()))
     watching.cancel()
     return burst
 
@@ -137,24 +152,29 @@ async def _send_once(burst: Burst, connection: Connection, request: bytes, began
         if said is None:
             burst.without_retry_after += 1
         else:
-            burst.refusals.append(said)
+            burst.last_told = Told(time.perf_counter(), said)
 
 
-async def _ask_until_taken(burst: Burst, target: Target, bulk: Callable[[], bytes]) -> None:
-    """Hold the Retry-After of a refusal against the moment at which the same kind of request is taken."""
-    connection, first = Connection(target), time.perf_counter()
-    while time.perf_counter() - first < ASK_AGAIN_SECONDS_MAX:
+async def _ask_until_taken(burst: Burst, target: Target, kind: str, request: Callable[[], bytes]) -> None:
+    """Hold the Retry-After of a refusal against the moment at which the same kind of request is taken.
+
+    Of batches that is the burst's last refusal, if it has just come: one batch more may be taken at once.
+    """
+    connection, began = Connection(target), time.perf_counter()
+    if kind == "batch" and burst.last_told is not None and began - burst.last_told.at < ASK_AGAIN_SECONDS:
+        burst.told[kind] = burst.last_told
+    while time.perf_counter() - began < ASK_AGAIN_SECONDS_MAX:
         try:
-            answer = await connection.send(bulk())
+            answer = await connection.send(request())
         except (ConnectionError, TimeoutError, OSError):
             burst.broken += 1
             break
         if answer.status not in TRY_LATER:
-            if burst.retry_after_said is not None:
-                burst.retry_after_real = time.perf_counter() - first
+            if kind in burst.told:
+                burst.told[kind].real_seconds = time.perf_counter() - burst.told[kind].at
             break
-        if burst.retry_after_said is None:
-            burst.retry_after_said = _retry_after(answer)
+        if kind not in burst.told and (said := _retry_after(answer)) is not None:
+            burst.told[kind] = Told(time.perf_counter(), said)
         await asyncio.sleep(ASK_AGAIN_SECONDS)
     connection.close()
 

@@ -94,7 +94,11 @@ FIGURES = (
         "x",
         "What was posted per second while the burst lasted and drained, against end_to_end_tps.",
     ),
-    Figure("burst_retry_after_off", "x", "How far a refusal's Retry-After was from when the same request was taken."),
+    Figure(
+        "burst_retry_after_off",
+        "x",
+        "How far Retry-After was from when one was taken, the worse of batch and file.",
+    ),
     Figure(
         "growth_posting", "x", "A batch of 500 posted: with the long history over with the short one (growth_lines)."
     ),

@@ -52,6 +52,7 @@ class Backlog:
         return Measured(
             waiting={"risk": risk, "posting": total},
             done={"risk": _sum(self._happened, _LEFT_RISK), "posting": _sum(self._happened, _LEFT_POSTING)},
+            taken=self._happened["transfer.accepted"],
             done_at=self._counted_at,
         )
 

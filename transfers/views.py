@@ -18,7 +18,7 @@ from bankcore.messaging.backpressure import Priority, admit, check, priority_of
 from bankcore.messaging.models import Event
 from bankcore.moments import parse_moment
 from bankcore.view import View
-from bankcore.wire import Problem, json_response
+from bankcore.wire import Problem, body_bytes, json_response
 from transfers import serializers as shapes
 from transfers.batches import accept_batch, status_counts
 from transfers.cancellation import cancel_transfer
@@ -193,15 +193,17 @@ class Batches(View):
         key = _idempotency_key(request, required=False)
         # Before the body is read, so that a refusal is cheap; its rows are known only afterwards.
         self.spend("transfers", request.user.namespace)
-        check(request.user.namespace, 1, Priority.BATCH)
+        size = body_bytes(request.META) or 0
+        check(request.user.namespace, 1, priority_of(0, size))
         order, lines = shapes.read_batch_order(request)
         if len(order.transfers) > settings.BATCH_TRANSFERS_MAX:
             raise BatchTooLarge(f"At most {settings.BATCH_TRANSFERS_MAX:,} transfers come in one batch.")
         rows = len(order.transfers)
-        check(request.user.namespace, rows, priority_of(rows))
+        priority = priority_of(rows, size)
+        check(request.user.namespace, rows, priority)
         if rows > 1:
             self.spend("transfers", request.user.namespace, rows - 1)
-        admit(request.user.namespace, rows, priority_of(rows))
+        admit(request.user.namespace, rows, priority)
         done = accept_batch(order.transfers, atomic=order.atomic, client=request.user, idempotency_key=key, lines=lines)
         content = shapes.show_batch(done.batch, done.status_counts)
         return _accepted(content, f"/api/v1/batches/{done.batch.id}", replayed=done.replayed)

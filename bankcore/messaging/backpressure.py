@@ -51,10 +51,13 @@ class Priority(Enum):
 
 
 BATCH_ROWS_MAX = 1000
+# A body of this size holds more than so many rows, or rows so long that they cost as much.
+BATCH_BYTES_USUAL = 256 * 1024
 
 
-def priority_of(rows: int) -> Priority:
-    return Priority.BATCH if rows <= BATCH_ROWS_MAX else Priority.BULK
+def priority_of(rows: int, body_bytes: int) -> Priority:
+    """Say what kind of work a batch is; without its rows (0), what its size alone says."""
+    return Priority.BATCH if rows <= BATCH_ROWS_MAX and body_bytes <= BATCH_BYTES_USUAL else Priority.BULK
 
 
 class Overloaded(BankError):
@@ -71,11 +74,12 @@ class Overloaded(BankError):
 class Measured:
     """What a probe reads, per stage: transfers that are in front of a new one there, and transfers done so far.
 
-    `done_at` (monotonic) is when that was so, if it is not now.
+    `taken` is how many were taken in so far. `done_at` (monotonic) is when it was so many, if it is not now.
     """
 
     waiting: Mapping[str, int]
     done: Mapping[str, int]
+    taken: int = 0
     done_at: float | None = None
 
 
@@ -91,11 +95,19 @@ class _View:
     admitted: int
     ahead: Mapping[str, int]
     rate: Mapping[str, float]
+    rate_alone: Mapping[str, float]
     stalled_since: float | None
 
     def wait_seconds(self, since: int) -> float:
         """Predict the wait of a transfer that comes after so many that are not in the reading."""
         return max((waiting + since) / self.rate[stage] for stage, waiting in self.ahead.items())
+
+    def open_in_seconds(self, since: int, bearable_seconds: float) -> float:
+        """Predict when the wait is bearable again; 0 or less: it is. Who is turned away costs no work."""
+        return max(
+            (waiting + since - bearable_seconds * self.rate[stage]) / self.rate_alone[stage]
+            for stage, waiting in self.ahead.items()
+        )
 
 
 @dataclass
@@ -146,8 +158,8 @@ class Gate:
         metrics.admission.labels(decision).inc(1)
         raise Overloaded(retry_after=retry_after(retry_seconds))
 
-    def turned_away(self) -> int | None:
-        """Say in how many seconds to come again if nobody at all would be let in now; counts such a refusal."""
+    def turned_away(self, priority: Priority) -> int | None:
+        """Say in how many seconds to come again if nobody with such work would be let in now; counts such a refusal."""
         view, now = self._view, time.monotonic()
         if view is None:
             return None
@@ -158,7 +170,7 @@ class Gate:
             full = max(view.ahead.values()) + since >= settings.BACKLOG_MAX
             seconds, decision = (OUTAGE_RETRY_SECONDS if full else 0.0), "overloaded"
         else:
-            seconds, decision = view.wait_seconds(since) - settings.PROMISE_SECONDS, "overloaded"
+            seconds, decision = view.open_in_seconds(since, settings.PROMISE_SECONDS * priority.value), "overloaded"
         if seconds <= 0:
             return None
         self._asked_at = now
@@ -173,11 +185,11 @@ class Gate:
         since = self._admitted - view.admitted
         if view.stalled_since is not None:
             return self._decide_in_outage(view, since, rows, now), "overloaded"
-        wait = view.wait_seconds(since)
         bearable = settings.PROMISE_SECONDS * priority.value
-        if wait > settings.PROMISE_SECONDS * NEAR and self.shares.is_greedy(client):
+        if view.wait_seconds(since) > settings.PROMISE_SECONDS * NEAR and self.shares.is_greedy(client):
             bearable *= GREEDY
-        return (None if wait <= bearable else wait - bearable), "overloaded"
+        seconds = view.open_in_seconds(since, bearable)
+        return (None if seconds <= 0 else seconds), "overloaded"
 
     def _decide_in_outage(self, view: _View, since: int, rows: int, now: float) -> float | None:
         """A stage stands still: what is accepted is safe in the database, and waits. Take so much or for so long."""
@@ -224,14 +236,15 @@ class Gate:
         measured = self.probe()
         now = time.monotonic()
         for stage, waiting in measured.waiting.items():
-            drain = self._drains.setdefault(stage, Drain(settings.DRAIN_RATE_START))
-            drain.observe(Reading(now, waiting, measured.done[stage], measured.done_at or now))
+            drain = self._drains.setdefault(stage, Drain(settings.DRAIN_RATE_START, settings.INTAKE_COST))
+            drain.observe(Reading(now, waiting, measured.done[stage], measured.done_at or now, measured.taken))
         stalls = [d.stalled_since for d in self._drains.values() if d.stalled_since is not None]
         self._view = _View(
             at=now,
             admitted=admitted,
             ahead=measured.waiting,
             rate={stage: drain.rate for stage, drain in self._drains.items()},
+            rate_alone={stage: drain.rate_alone for stage, drain in self._drains.items()},
             stalled_since=min(stalls, default=None),
         )
         waits = {stage: d.wait_seconds(measured.waiting[stage]) for stage, d in self._drains.items()}

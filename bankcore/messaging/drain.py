@@ -4,6 +4,9 @@ The throughput of a stage that has little to do says nothing about what it can d
 capacity only while a backlog stood there all along; else it can only raise what is known. Nor does a moment in which
 nothing is done yet: a worker was replaced, or a batch is under way. That is an outage when it lasts, and until then no
 news.
+
+Where intake works on the same machines, a stage is slower while much comes in and quicker when it stops. So what was
+taken in counts as work too (`intake_cost` of a transfer each), and the rate means: while as many come in as are done.
 """
 
 from collections import deque
@@ -31,20 +34,23 @@ RATE_MIN = 1.0
 class Reading:
     """What waited for a stage at a moment (seconds of a monotonic clock).
 
-    `done` is how many the stage had done since some start, up to `done_at`, which is a little earlier than `at`.
+    `done` is how many the stage had done since some start, up to `done_at`, which is a little earlier than `at`;
+    `taken` is how many transfers had been taken in by then.
     """
 
     at: float
     waiting: int
     done: int
     done_at: float
+    taken: int = 0
 
 
 class Drain:
     """The capacity of one stage in transfers a second, learnt from readings."""
 
-    def __init__(self, start_rate: float) -> None:
+    def __init__(self, start_rate: float, intake_cost: float = 0.0) -> None:
         self.rate = max(start_rate, RATE_MIN)
+        self._intake_cost = intake_cost
         self.stalled_since: float | None = None
         # The rate before the backlog that stands there now.
         self._before = self.rate
@@ -98,29 +104,34 @@ class Drain:
         if len(busy) > 1 and reading.done_at - busy[0].done_at >= LEARN_SECONDS:
             self._take(busy)
         elif not self._busy and reading.done_at - self._recent[0].done_at >= LEARN_SECONDS:
-            self.rate = max(self.rate, _speed(self._recent[0], reading))
+            self.rate = max(self.rate, self._speed(self._recent[0], reading))
 
     def _take(self, busy: list[Reading]) -> None:
         reading = busy[-1]
         seen_seconds = reading.done_at - busy[0].done_at
-        measured = _speed(busy[0], reading)
+        measured = self._speed(busy[0], reading)
         if seen_seconds < FIRM_SECONDS:
             share = seen_seconds / FIRM_SECONDS
             self.rate = max(self._before + (measured - self._before) * share, RATE_MIN)
             return
         lately = next(r for r in busy if reading.done_at - r.done_at <= LATELY_SECONDS)
         if reading.done_at - lately.done_at >= LEARN_SECONDS:
-            measured = max(measured, _speed(lately, reading))
+            measured = max(measured, self._speed(lately, reading))
         passed_seconds = reading.done_at - busy[-2].done_at
         is_first = reading.done_at - passed_seconds - busy[0].done_at < FIRM_SECONDS
         share = 1.0 if is_first or measured > MUCH_QUICKER * self.rate else min(1.0, passed_seconds / SMOOTHING_SECONDS)
         self.rate = max(self.rate + (measured - self.rate) * share, RATE_MIN)
 
+    @property
+    def rate_alone(self) -> float:
+        """What is done a second when nothing more comes in."""
+        return self.rate * (1.0 + self._intake_cost)
+
     def wait_seconds(self, ahead: int) -> float:
-        """Predict how long a transfer waits that comes now, behind so many others."""
+        """Predict how long a transfer waits that comes now, behind so many others, while more come behind it."""
         return ahead / self.rate
 
-
-def _speed(first: Reading, last: Reading) -> float:
-    """What was done a second from one reading to another."""
-    return (last.done - first.done) / (last.done_at - first.done_at)
+    def _speed(self, first: Reading, last: Reading) -> float:
+        """What would have been done a second from one reading to another, had as many come in as were done."""
+        work = last.done - first.done + self._intake_cost * (last.taken - first.taken)
+        return work / (last.done_at - first.done_at) / (1.0 + self._intake_cost)

@@ -21,6 +21,7 @@ def _settings(settings: Any) -> None:
     settings.BACKLOG_MAX = 50_000
     settings.OUTAGE_ACCEPT_SECONDS = 600
     settings.DRAIN_RATE_START = 1000
+    settings.INTAKE_COST = 0.0
     settings.REDIS_URL = "redis://127.0.0.1:1/0"
 
 
@@ -71,6 +72,38 @@ def test_work_beyond_the_promise_is_told_when_to_come_again(gate_with: Callable[
 def test_what_a_person_waits_for_is_turned_away_last(gate_with: Callable[..., Gate], priority: str, most: int) -> None:
     gate_with(most).admit("shop", 1, Priority[priority])
     assert refused(gate_with(most + 100), Priority[priority]) == 1
+
+
+def test_each_kind_of_work_is_told_when_its_own_wait_is_bearable(gate_with: Callable[..., Gate]) -> None:
+    """Before it is read, what a request is told is what it would be told behind it: 40,000 are done in 40 s."""
+    gate = gate_with(40_000)
+
+    for priority, seconds in ((Priority.INTERACTIVE, 10), (Priority.BATCH, 16), (Priority.BULK, 22)):
+        assert seconds <= (gate.turned_away(priority) or 0) <= seconds * 1.1 + 1
+        assert seconds <= refused(gate, priority) <= seconds * 1.1 + 1
+    gate.state["waiting"] = 20_000  # type: ignore[attr-defined]
+    gate.refresh()
+    assert [gate.turned_away(priority) is None for priority in Priority] == [True, True, False]
+
+
+def test_when_to_come_again_counts_on_the_rate_without_intake(gate_with: Callable[..., Gate], settings: Any) -> None:
+    settings.INTAKE_COST = 0.25
+    # As long as more comes in, 1,000 a second are done, and 1,250 when nothing does.
+    assert 16 <= refused(gate_with(50_000)) <= 18
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "expected"),
+    [
+        (1000, 200_000, "BATCH"),
+        (1001, 200_000, "BULK"),
+        (500, 1_000_000, "BULK"),
+        (0, 100_000, "BATCH"),
+        (0, 300_000, "BULK"),
+    ],
+)
+def test_what_kind_of_work_a_batch_is(rows: int, size: int, expected: str) -> None:
+    assert backpressure.priority_of(rows, size) is Priority[expected]
 
 
 def test_a_full_batch_is_let_in_however_slow_the_bank_is_when_nothing_waits(gate_with: Callable[..., Gate]) -> None:
@@ -185,7 +218,7 @@ def test_nobody_is_told_to_wait_for_an_hour(gate_with: Callable[..., Gate], cloc
         gate.refresh()
 
     assert 60 < refused(gate) <= django_settings.RETRY_AFTER_SECONDS_MAX
-    assert gate.turned_away() == pytest.approx(django_settings.RETRY_AFTER_SECONDS_MAX, rel=0.15)
+    assert gate.turned_away(Priority.INTERACTIVE) == pytest.approx(django_settings.RETRY_AFTER_SECONDS_MAX, rel=0.15)
 
     # What is told is what waits, by what was measured lately.
     for _ in range(8):

@@ -163,3 +163,15 @@ def test_a_stage_that_is_quick_again_is_believed_within_two_seconds() -> None:
 
     real_seconds = quick.waiting / 2000
     assert drain.wait_seconds(quick.waiting) < 2 * real_seconds
+
+
+@pytest.mark.parametrize("coming", [0, 800, 4000])
+def test_the_rate_is_the_same_however_much_is_taken_in_meanwhile(coming: int) -> None:
+    """1,000 units of work a second, of which each transfer that comes in takes a quarter of one."""
+    drain, done, taken = Drain(1000, intake_cost=0.25), 0.0, 0
+    for step in range(40):
+        drain.observe(Reading(step / 4, 60_000, int(done), step / 4, taken))
+        done, taken = done + max(1000 - coming / 4, 1) / 4, taken + coming // 4
+
+    assert drain.rate == pytest.approx(800, rel=0.02)
+    assert drain.rate_alone == pytest.approx(1000, rel=0.02)

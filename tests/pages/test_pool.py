@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bankcore.front import Pool
+from bankcore.pool import Pool
 
 
 def answer(environ: dict[str, Any], exchange: Any, loop: asyncio.AbstractEventLoop) -> None:

@@ -1,0 +1,106 @@
+"""Turns of heavy requests: never too many at once, no client behind another's crowd, and none lost."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from bankcore.turns import NoTurn, Turns
+
+LONG = 30.0
+
+
+async def _hold(turns: Turns, client: str, served: list[str], until: asyncio.Event) -> None:
+    async with turns.turn(client):
+        served.append(client)
+        await until.wait()
+
+
+async def _settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_no_more_run_at_once_than_there_are_turns() -> None:
+    running, most = 0, 0
+
+    async def work(turns: Turns) -> None:
+        nonlocal running, most
+        async with turns.turn("shop"):
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0)
+            running -= 1
+
+    async def all_of_them() -> None:
+        turns = Turns(at_once=3, answer_seconds=LONG)
+        async with asyncio.timeout(LONG):
+            await asyncio.gather(*(work(turns) for _ in range(200)))
+
+    asyncio.run(all_of_them())
+
+    assert (running, most) == (0, 3)
+
+
+def test_a_crowd_of_one_client_keeps_no_other_waiting() -> None:
+    async def crowd() -> list[str]:
+        turns, served, go_on = Turns(at_once=1, answer_seconds=LONG), list[str](), asyncio.Event()
+        tasks = [asyncio.create_task(_hold(turns, "loud", served, go_on)) for _ in range(20)]
+        await _settle()
+        tasks.append(asyncio.create_task(_hold(turns, "quiet", served, go_on)))
+        await _settle()
+        go_on.set()
+        async with asyncio.timeout(LONG):
+            await asyncio.gather(*tasks)
+        return served
+
+    served = asyncio.run(crowd())
+
+    # One of the loud was running, and one was first in line.
+    assert served.index("quiet") <= 2
+    assert len(served) == 21
+
+
+def test_who_gets_no_turn_is_told_and_takes_none_along() -> None:
+    async def try_both() -> tuple[Any, list[str]]:
+        turns, served, go_on = Turns(at_once=1, answer_seconds=0.01), list[str](), asyncio.Event()
+        holder = asyncio.create_task(_hold(turns, "first", served, go_on))
+        await _settle()
+        with pytest.raises(NoTurn) as missed:
+            async with turns.turn("second"):
+                served.append("second")
+        go_on.set()
+        await holder
+        async with turns.turn("third"):
+            served.append("third")
+        return missed.value.seconds, served
+
+    seconds, served = asyncio.run(try_both())
+
+    assert seconds >= 0
+    assert served == ["first", "third"]
+
+
+@pytest.mark.parametrize("at_the_last_moment", [False, True])
+def test_who_goes_away_takes_no_turn_along(at_the_last_moment: bool) -> None:
+    async def go_away() -> list[str]:
+        turns, served, go_on = Turns(at_once=1, answer_seconds=LONG), list[str](), asyncio.Event()
+        holder = asyncio.create_task(_hold(turns, "first", served, go_on))
+        await _settle()
+        gone = asyncio.create_task(_hold(turns, "gone", served, go_on))
+        await _settle()
+        if at_the_last_moment:
+            # The turn is handed over before the cancelled task has had its say.
+            turns._pass_on()
+            gone.cancel()
+        else:
+            gone.cancel()
+            turns._pass_on()
+        await _settle()
+        go_on.set()
+        await asyncio.gather(holder, gone, return_exceptions=True)
+        async with asyncio.timeout(LONG), turns.turn("last"):
+            served.append("last")
+        return served
+
+    assert asyncio.run(go_away()) == ["first", "last"]
