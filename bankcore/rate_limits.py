@@ -133,7 +133,7 @@ class RateLimits:
         if time.monotonic() >= self._away_until:
             try:
                 if self._cluster is None:
-                    self._cluster = SlidingWindowCounterRateLimiter(_storage(self._redis_url))
+                    self._cluster = SlidingWindowCounterRateLimiter(redis_storage(self._redis_url))
                 answer = _hit(self._cluster, limit, key, size, cost)
             except RedisError as error:
                 self._away_until = time.monotonic() + REDIS_RETRY_SECONDS
@@ -152,7 +152,8 @@ class RateLimits:
         metrics.rate_limits_alone.set(int(away))
 
 
-def _storage(redis_url: str) -> RedisStorage:
+def redis_storage(redis_url: str) -> RedisStorage:
+    """Make a connection to where all processes count together; it raises RedisError soon when Redis is away."""
     # One try: a client that waits for its transfer does not wait for a counter.
     options: dict[str, Any] = {
         "socket_timeout": REDIS_TIMEOUT_SECONDS,

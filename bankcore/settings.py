@@ -19,6 +19,14 @@ _stack_env = Path(os.environ.get("BANKCORE_ENV_FILE", BASE_DIR / ".bankcore" / "
 if _stack_env.is_file() and os.access(_stack_env, os.R_OK):
     environ.Env.read_env(_stack_env, overwrite=False)
 
+
+def checked_rate(text: str) -> str:
+    """Let a rate such as 50/second pass, or none: a wrong one is said at the start, not at the first call."""
+    if text:
+        parse_limit(text)
+    return text
+
+
 DEBUG = env.bool("DEBUG", default=False)
 # Without a key of its own each process makes one up: safe, but admin sessions then end with the process.
 SECRET_KEY = env.str("SECRET_KEY", default="") or get_random_secret_key()
@@ -156,7 +164,7 @@ BREAKER_OPEN_SECONDS_MAX = env.float("BREAKER_OPEN_SECONDS_MAX", default=120.0)
 RISK_PROVIDER_URL = env.str("RISK_PROVIDER_URL", default="")
 RISK_PROVIDER_TOKEN = env.str("RISK_PROVIDER_TOKEN", default="")
 RISK_PROVIDER_TIMEOUT_SECONDS = env.float("RISK_PROVIDER_TIMEOUT_SECONDS", default=2.0)
-RISK_PROVIDER_RATE = env.str("RISK_PROVIDER_RATE", default="")
+RISK_PROVIDER_RATE = checked_rate(env.str("RISK_PROVIDER_RATE", default=""))
 
 BATCH_TRANSFERS_MAX = env.int("BATCH_TRANSFERS_MAX", default=10_000)
 REQUEST_BYTES_MAX = env.int("REQUEST_BYTES_MAX", default=64 * 1024)
@@ -239,11 +247,14 @@ if EMAIL_CONFIG["EMAIL_BACKEND"] == "django.core.mail.backends.smtp.EmailBackend
     EMAIL_BACKEND = "notifications.channels.smtp.EmailBackend"
 # For each whole step of the talk with the mail server (connecting is one): seven stay below the database's patience.
 EMAIL_TIMEOUT = env.float("EMAIL_TIMEOUT_SECONDS", default=5.0)
+# Messages of all workers together, such as 100/second (bankcore/call_rates.py); empty: as many as there are.
+EMAIL_RATE = checked_rate(env.str("EMAIL_RATE", default=""))
 DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="bankcore <no-reply@bankcore.invalid>")
 
-# Webhooks: the whole call, and how many calls one worker has open to one endpoint at a time.
+# Webhooks: the whole call, how many calls one worker has open to one endpoint at a time, and how many all workers make.
 WEBHOOK_TIMEOUT_SECONDS = env.float("WEBHOOK_TIMEOUT_SECONDS", default=10.0)
 WEBHOOK_ENDPOINT_CALLS = env.int("WEBHOOK_ENDPOINT_CALLS", default=20)
+WEBHOOK_ENDPOINT_RATE = checked_rate(env.str("WEBHOOK_ENDPOINT_RATE", default=""))
 # For a test or a look on one machine only: endpoints on the loopback, also without TLS.
 WEBHOOK_ALLOW_LOOPBACK = env.bool("WEBHOOK_ALLOW_LOOPBACK", default=False)
 

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from django.conf import settings
 from django.db import transaction
 
 from bankcore import metrics
+from bankcore.call_rates import wait_for_turn
 from bankcore.database import execute, fetch_all
 from bankcore.messaging import outbox
 from bankcore.messaging.breaker import Breaker, BreakerOpen
@@ -138,7 +140,8 @@ def _deliver_chunk(notification_ids: Sequence[int], visit: _Visit) -> int:
     pending = [_Pending._make(row) for row in fetch_all(_CLAIM, (list(notification_ids),))]
     until = time.monotonic() + CHUNK_SECONDS_MAX
     for one in pending:
-        if visit.outage or time.monotonic() > until:
+        seconds_left = until - time.monotonic()
+        if visit.outage or seconds_left < 0 or not wait_for_turn("email", settings.EMAIL_RATE, seconds_left):
             break
         error = visit.send(one)
         if error is None:

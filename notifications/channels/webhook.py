@@ -17,13 +17,14 @@ import aiohttp
 from django.conf import settings
 from standardwebhooks import Webhook
 
+from bankcore.call_rates import PAUSE_SECONDS, take_turn
 from bankcore.messaging.breaker import Breaker, BreakerOpen
 from notifications.addresses import checked_socket
 
 # A message's loop starts no further call after this time: the rest is held for a later message.
 START_SECONDS_MAX = 20.0
 OUTCOMES_MAX = 100
-# Breakers are asked off the loop; Redis answers in a fraction of a millisecond.
+# Breakers and rates are asked off the loop; Redis answers in a fraction of a millisecond.
 BREAKER_THREADS = 2
 HELD_SECONDS = 1.0
 
@@ -127,7 +128,7 @@ class _Sender:
     async def attempt(self, call: Call) -> Outcome:
         turn = self.turns.setdefault(call.endpoint, asyncio.Semaphore(settings.WEBHOOK_ENDPOINT_CALLS))
         async with turn:
-            if self.loop.time() > self.until:
+            if not await self._may_begin(call):
                 return Outcome(call, "held", seconds=HELD_SECONDS)
             breaker = Breaker(f"webhook:{call.endpoint}")
             try:
@@ -139,6 +140,17 @@ class _Sender:
                 self.breaker_threads, lambda: breaker.settle(permit, ok=well, error=outcome.failure)
             )
             return outcome
+
+    async def _may_begin(self, call: Call) -> bool:
+        """Wait until WEBHOOK_ENDPOINT_RATE allows one more call of all workers to the endpoint, or the time is up."""
+        while self.loop.time() <= self.until:
+            if not (rate := settings.WEBHOOK_ENDPOINT_RATE):
+                return True
+            name = f"webhook:{call.endpoint}"
+            if await self.loop.run_in_executor(self.breaker_threads, take_turn, name, rate):
+                return True
+            await asyncio.sleep(PAUSE_SECONDS)
+        return False
 
     async def _post(self, call: Call) -> tuple[Outcome, bool]:
         """Make the call; tell also whether the endpoint is well, which a plain refusal (4xx) does not deny."""

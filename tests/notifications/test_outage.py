@@ -7,8 +7,10 @@ from django.conf import settings as django_settings
 from django.utils import timezone
 
 from accounts.models import Customer
+from bankcore import call_rates
 from bankcore.messaging.models import Event
 from bankcore.messaging.publisher import Publisher, TaskMessage
+from bankcore.rate_limits import redis_storage
 from notifications import delivery
 from notifications.delivery import deliver
 from notifications.models import Notification, Subscription
@@ -98,6 +100,26 @@ def test_a_slow_server_holds_a_task_for_a_bounded_time(server, settings, monkeyp
 
     assert 0 < sent < 20
     assert states() == {("delivered", 1): sent, ("pending", 0): 20 - sent}
+
+
+@pytest.mark.parametrize("redis_url", [None, "redis://127.0.0.1:1/0"])
+def test_all_workers_together_keep_to_the_rate_and_the_rest_is_sent_later(server, monkeypatch, settings, redis_url):
+    settings.REDIS_URL = redis_url or settings.REDIS_URL
+    call_rates._counter.cache_clear()
+    if redis_url is None:
+        redis_storage(settings.REDIS_URL).reset()
+    # Two windows at most pass meanwhile, and who has no turn has not been tried.
+    settings.EMAIL_RATE = "3/day"
+    monkeypatch.setattr(delivery, "CHUNK_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(delivery, "TASK_SECONDS_MAX", 0.5)
+    server.mood = "well"
+    ids = emails(8)
+
+    sent = deliver(ids) + deliver(ids)
+
+    assert 3 <= sent <= 6
+    assert states() == {("delivered", 1): sent, ("pending", 0): 8 - sent}
+    assert Event.objects.filter(published_at=None, due_at__gt=timezone.now()).count() == 8 - sent
 
 
 @pytest.fixture

@@ -423,6 +423,22 @@ def test_calls_to_one_endpoint_are_limited_and_late_ones_wait_for_another_messag
     assert Event.objects.filter(type="webhook.pending", published_at=None).count() == 12 - sent
 
 
+def test_all_workers_together_keep_to_an_endpoints_rate(server, ada, shop, happen, settings, monkeypatch):
+    settings.WEBHOOK_ENDPOINT_RATE = "3/day"
+    monkeypatch.setattr(channel, "START_SECONDS_MAX", 0.5)
+    listen(server, ada, ordered=False)
+    for _ in range(8):
+        happen(ada.accounts_in_use[0], shop)
+
+    sent = deliver_webhooks(due())
+
+    # Midnight may pass meanwhile.
+    assert sent in (3, 6)
+    assert len(server.requests) == sent
+    assert states() == {("delivered", 1): sent, ("pending", 0): 8 - sent}
+    assert Event.objects.filter(type="webhook.pending", published_at=None).count() == 8 - sent
+
+
 def test_dispatch_and_delivery_take_as_many_statements_for_fifty_as_for_two(server, ada, shop, happen, statements):
     listen(server, ada)
     for _ in range(52):

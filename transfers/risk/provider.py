@@ -5,20 +5,16 @@ Whatever goes wrong (down, slow, an error, nonsense, a missing verdict) is no ve
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple
 from uuid import UUID
 
 import aiohttp
-import limits
 from django.conf import settings
-from limits.storage import MemoryStorage, storage_from_string
-from limits.strategies import FixedWindowRateLimiter
 from pydantic import BaseModel, ConfigDict, Field
 
+from bankcore.call_rates import wait_for_turn
 from bankcore.database import fetch_all
 from bankcore.messaging.breaker import Breaker, BreakerOpen
 from bankcore.moments import format_moment
@@ -28,7 +24,6 @@ log = logging.getLogger(__name__)
 
 UNAVAILABLE = Opinion(Outcome.REVIEW, "risk_unavailable")
 REPLY_BYTES_MAX = 1024 * 1024
-RATE_PAUSE_SECONDS = 0.05
 _OUTCOMES = {"approve": Outcome.APPROVE, "review": Outcome.REVIEW, "deny": Outcome.DENY}
 
 
@@ -82,7 +77,7 @@ def ask(transfer_ids: Sequence[UUID], status: Sequence[str]) -> Mapping[UUID, Op
     if not questions:
         return {}
     try:
-        _wait_for_turn(settings.RISK_PROVIDER_TIMEOUT_SECONDS)
+        _wait_for_turn()
         with Breaker("risk").call():
             return _opinions(_exchange(questions), questions)
     except BreakerOpen:
@@ -90,6 +85,17 @@ def ask(transfer_ids: Sequence[UUID], status: Sequence[str]) -> Mapping[UUID, Op
     except Exception as error:
         log.warning("no verdict on %s transfers: %s: %s", len(questions), type(error).__name__, error)
         return {}
+
+
+def _wait_for_turn() -> None:
+    """Wait in place until RISK_PROVIDER_RATE allows one more call of all workers.
+
+    Raises:
+        NoVerdict: not within the time that the exchange itself may take.
+    """
+    rate, seconds = settings.RISK_PROVIDER_RATE, settings.RISK_PROVIDER_TIMEOUT_SECONDS
+    if not wait_for_turn("risk_provider", rate, seconds):
+        raise NoVerdict(f"the rate of {rate} left no turn within {seconds} s")
 
 
 def _exchange(questions: Sequence[Question]) -> bytes:
@@ -141,41 +147,3 @@ def _opinions(reply: bytes, questions: Sequence[Question]) -> Mapping[UUID, Opin
         reason = "" if outcome is Outcome.APPROVE else f"provider_{found.reason or found.verdict}"
         opinions[known] = max(opinions.get(known, Opinion(outcome, reason)), Opinion(outcome, reason))
     return opinions
-
-
-# -- the rate, for all workers together --------------------------------------------------------------------------------
-
-
-def _wait_for_turn(seconds_max: float) -> None:
-    """Wait in place until RISK_PROVIDER_RATE allows one more call.
-
-    Raises:
-        NoVerdict: not within the bound.
-    """
-    if not settings.RISK_PROVIDER_RATE:
-        return
-    rate = limits.parse(settings.RISK_PROVIDER_RATE)
-    deadline = time.monotonic() + seconds_max
-    while not _take_turn(rate):
-        if time.monotonic() >= deadline:
-            raise NoVerdict(f"the rate of {settings.RISK_PROVIDER_RATE} left no turn within {seconds_max} s")
-        time.sleep(RATE_PAUSE_SECONDS)
-
-
-def _take_turn(rate: limits.RateLimitItem) -> bool:
-    try:
-        return _shared_limiter(settings.REDIS_URL).hit(rate, "risk_provider")
-    except Exception as error:
-        # Redis is away: this process keeps to the rate by itself.
-        log.warning("the rate of the risk provider is kept by this process alone: %s", error)
-        return _own_limiter().hit(rate, "risk_provider")
-
-
-@cache
-def _shared_limiter(url: str) -> FixedWindowRateLimiter:
-    return FixedWindowRateLimiter(storage_from_string(url, socket_timeout=0.25, socket_connect_timeout=0.25))
-
-
-@cache
-def _own_limiter() -> FixedWindowRateLimiter:
-    return FixedWindowRateLimiter(MemoryStorage())
