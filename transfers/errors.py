@@ -91,7 +91,7 @@ class OwnTransfer(BankError):
 
     code = "own_transfer"
     title = "Nobody decides on a transfer they initiated"
-    detail = "Let somebody else decide on it."
+    detail = "Nobody decides on a transfer they initiated: let somebody else do it."
     http_status = 403
 
 

@@ -35,7 +35,7 @@ class NothingToApprove(BankError):
 
     code = "no_request"
     title = "There is no such request to approve"
-    detail = "It was withdrawn, decided, or asks for something else. Look at the letter, and ask anew."
+    detail = "Nothing is asked for that this approves: it was withdrawn or decided. Look at the letter."
     http_status = 409
 
 
@@ -44,7 +44,7 @@ class SamePerson(BankError):
 
     code = "same_person"
     title = "A second person has to approve"
-    detail = "Whoever asked may not approve: so much money takes two people. Let somebody else approve."
+    detail = "A second person has to approve: so much money takes two people, and whoever asked is one of them."
     http_status = 403
 
 

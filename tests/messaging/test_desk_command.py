@@ -84,6 +84,10 @@ def test_a_letter_is_shown(parked, run):
 
     assert run("show", letter.pk, "--json")[1]["subject"] == letter.subject
     assert "Traceback" in run("show", letter.pk)[1] or "KeyError" in run("show", letter.pk)[1]
+    text = run("show", letter.pk)[1]
+    assert ("null" in text, " resolved at  -\n" in text) == (False, True)
+    # What belongs together stands under each other.
+    assert [line for line in text.splitlines() if not line.startswith(" ")] == []
     assert run("show", letter.pk + 1) == (1, f"There is no dead letter {letter.pk + 1}: see `dead_letters list`.")
 
 
@@ -158,6 +162,20 @@ def test_wrong_usage_is_said(run, args):
 
     assert code in (1, 2)
     assert text
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["list", "--older-than", "soon"], "'soon' is no age: give one such as 90s, 15m, 2h or 7d"),
+        (["list", "--limit", "0"], "'0' is not a number from 1 to 10,000"),
+        (["replay", "--all", "--limit", "many"], "'many' is not a number from 1 to 10,000"),
+    ],
+)
+def test_what_an_option_takes_is_said(run, args, said):
+    code, text = run(*args)
+
+    assert (code in (1, 2), said in text) == (True, True)
 
 
 def test_a_discard_by_a_named_person(parked, run, person):

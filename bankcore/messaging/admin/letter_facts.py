@@ -5,7 +5,7 @@ from typing import Any
 
 from bankcore.messaging import undelivered
 from bankcore.messaging.models import DeadLetter, DeskRequest
-from bankcore.messaging.rooms import Forecast
+from bankcore.messaging.rooms import NOTHING, Forecast
 from bankcore.pages import Panel, moment, page_link
 
 LETTERS_SHOWN_MAX = 200
@@ -64,7 +64,7 @@ def forecasts(foreseen: Sequence[Forecast]) -> Panel:
                 one.would.replace("_", " "),
                 one.reason or "-",
                 one.detail or "-",
-                "two people" if one.second_person else "one person",
+                "-" if one.would == NOTHING else "two people" if one.second_person else "one person",
             ]
             for one in foreseen
         ],

@@ -120,7 +120,8 @@ class DeadLetterAdmin(ReadOnlyAdmin):
     def dry_run(self, request: HttpRequest, object_id: str) -> HttpResponse:
         for row in _foreseen([int(object_id)])[0].rows:
             said = f"A replay would now {row[1]}. {'' if row[2] == '-' else row[2]} {'' if row[3] == '-' else row[3]}"
-            self.message_user(request, f"{said.strip()} It takes {row[4]}.", messages.INFO)
+            takes = "" if row[4] == "-" else f" It takes {row[4]}."
+            self.message_user(request, f"{said.strip()}{takes}", messages.INFO)
         return redirect("admin:messaging_deadletter_change", object_id)
 
     @action(

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -106,7 +106,9 @@ class Command(BaseCommand):
             self._print(facts)
             return
         for name, value in facts.items():
-            self.stdout.write(f"{name:>16}  {value if isinstance(value, str) else json.dumps(value)}")
+            shown = "-" if value in (None, "") else value if isinstance(value, str) else json.dumps(value)
+            # A traceback goes on under its first line.
+            self.stdout.write(f"{name.replace('_', ' '):>16}  {shown.rstrip().replace(chr(10), chr(10) + ' ' * 18)}")
 
     def _replay(self, options: dict[str, Any]) -> None:
         numbers = _selected(options)
@@ -241,14 +243,14 @@ def _selected(options: dict[str, Any]) -> list[int]:
 def _age(text: str) -> timedelta:
     matched = _AGE.fullmatch(text)
     if matched is None:
-        raise ValueError(text)
+        raise ArgumentTypeError(f"{text!r} is no age: give one such as 90s, 15m, 2h or 7d")
     return timedelta(**{_UNITS[matched[2]]: int(matched[1])})
 
 
 def _number(least: int, most: int) -> Callable[[str], int]:
     def number(text: str) -> int:
-        if not least <= int(text) <= most:
-            raise ValueError(text)
+        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+            raise ArgumentTypeError(f"{text!r} is not a number from {least:,} to {most:,}")
         return int(text)
 
     return number
