@@ -24,6 +24,7 @@ CLIENTS = 48
 SAMPLE_SECONDS = 0.5
 ASK_AGAIN_SECONDS = 0.25
 ASK_AGAIN_SECONDS_MAX = 60.0
+JUST_NOW_SECONDS = 1.0
 
 
 class Sample(NamedTuple):
@@ -161,7 +162,7 @@ async def _ask_until_taken(burst: Burst, target: Target, kind: str, request: Cal
     Of batches that is the burst's last refusal, if it has just come: one batch more may be taken at once.
     """
     connection, began = Connection(target), time.perf_counter()
-    if kind == "batch" and burst.last_told is not None and began - burst.last_told.at < ASK_AGAIN_SECONDS:
+    if kind == "batch" and burst.last_told is not None and began - burst.last_told.at < JUST_NOW_SECONDS:
         burst.told[kind] = burst.last_told
     while time.perf_counter() - began < ASK_AGAIN_SECONDS_MAX:
         try:

@@ -85,21 +85,22 @@ def test_who_gets_no_turn_is_told_and_takes_none_along() -> None:
 def test_who_goes_away_takes_no_turn_along(at_the_last_moment: bool) -> None:
     async def go_away() -> list[str]:
         turns, served, go_on = Turns(at_once=1, answer_seconds=LONG), list[str](), asyncio.Event()
-        holder = asyncio.create_task(_hold(turns, "first", served, go_on))
+
+        async def first() -> None:
+            await _hold(turns, "first", served, go_on)
+            # The turn is handed over by now, and whom it is for has not noticed yet.
+            gone.cancel()
+
+        holder = asyncio.create_task(first())
         await _settle()
         gone = asyncio.create_task(_hold(turns, "gone", served, go_on))
         await _settle()
-        if at_the_last_moment:
-            # The turn is handed over before the cancelled task has had its say.
-            turns._pass_on()
+        if not at_the_last_moment:
             gone.cancel()
-        else:
-            gone.cancel()
-            turns._pass_on()
-        await _settle()
+            await _settle()
         go_on.set()
         await asyncio.gather(holder, gone, return_exceptions=True)
-        async with asyncio.timeout(LONG), turns.turn("last"):
+        async with asyncio.timeout(5), turns.turn("last"):
             served.append("last")
         return served
 
