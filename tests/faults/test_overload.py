@@ -20,18 +20,27 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
+from django.conf import settings
 
 from compose import local
+from tests.messaging.broker_view import PATIENCE_SECONDS, eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-BACKLOG_MAX, PROMISE_SECONDS = 300, 3
+# A machine that does fifty a second still does the largest backlog within the promise.
+BACKLOG_MAX, PROMISE_SECONDS = 300, 6
 # Two web processes, each of which may let in some more before its next look at the database.
 SLACK = 150
 
 
 @pytest.fixture(scope="module")
 def bank() -> Iterator[dict[str, Any]]:
-    environment = {"BACKLOG_MAX": str(BACKLOG_MAX), "PROMISE_SECONDS": str(PROMISE_SECONDS), "STUCK_SECONDS": "5"}
+    environment = {
+        "BACKLOG_MAX": str(BACKLOG_MAX),
+        "PROMISE_SECONDS": str(PROMISE_SECONDS),
+        "STUCK_SECONDS": "5",
+        # A queue that is full of one message holds few transfers then.
+        "MESSAGE_IDS_MAX": "20",
+    }
     roles = {"web": 1, "relay": 1, "risk": 1, "posting": 1, "notifications": 1, "maintenance": 1}
     with pytest.MonkeyPatch.context() as patch:
         # A broker of its own, to be frozen and given policies, and a database that no other stack works on.
@@ -55,7 +64,7 @@ def bank() -> Iterator[dict[str, Any]]:
 @contextmanager
 def _client(bank: dict[str, Any]) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {bank['seed']['token']}"}
-    with httpx.Client(base_url=f"{bank['api']}/api/v1/", headers=headers, timeout=30) as client:
+    with httpx.Client(base_url=f"{bank['api']}/api/v1/", headers=headers, timeout=PATIENCE_SECONDS) as client:
         yield client
 
 
@@ -74,26 +83,21 @@ def _statuses(bank: dict[str, Any]) -> Counter[str]:
         return Counter(dict(database.execute("SELECT status, count(*) FROM transfers_transfer GROUP BY 1").fetchall()))
 
 
-def _all_posted(bank: dict[str, Any], number: int, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while (statuses := _statuses(bank)) != {"posted": number} and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert statuses == {"posted": number}
+def _all_posted(bank: dict[str, Any], number: int) -> None:
+    eventually(lambda: _statuses(bank) == {"posted": number}, 3 * PATIENCE_SECONDS)
+    assert _statuses(bank) == {"posted": number}
 
 
-def _open_again(client: httpx.Client, bank: dict[str, Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while _send(client, bank).status_code != 202:
-        assert time.monotonic() < deadline, "the gate stays closed"
-        time.sleep(0.5)
+def _open_again(client: httpx.Client, bank: dict[str, Any]) -> None:
+    assert eventually(lambda: _send(client, bank).status_code == 202), "the gate stays closed"
 
 
-def _checked_refusal(answer: httpx.Response, seconds_max: int) -> None:
+def _checked_refusal(answer: httpx.Response) -> None:
     problem = answer.json()
     assert (answer.status_code, problem["code"], problem["retryable"]) == (503, "overloaded", True)
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert problem["request_id"] == answer.headers["X-Request-Id"]
-    assert 1 <= int(answer.headers["Retry-After"]) <= seconds_max
+    assert 1 <= int(answer.headers["Retry-After"]) <= settings.RETRY_AFTER_SECONDS_MAX
 
 
 def _filled(client: httpx.Client, bank: dict[str, Any], *, pause: float = 0.0) -> int:
@@ -105,7 +109,7 @@ def _filled(client: httpx.Client, bank: dict[str, Any], *, pause: float = 0.0) -
             assert refused < 20, "the gate opened again although nothing had drained"
             taken += 1
         else:
-            _checked_refusal(answer, 40)
+            _checked_refusal(answer)
             refused += 1
         if refused == 60:
             break
@@ -136,6 +140,13 @@ def test_with_the_whole_broker_down_all_is_accepted_up_to_the_cap(bank: dict[str
     _all_posted(bank, before + taken + 1)
 
 
+def _owed(bank: dict[str, Any]) -> int:
+    sql = "SELECT count(*) FROM messaging_event WHERE published_at IS NULL AND type = 'transfer.approved'"
+    with psycopg.connect(bank["database_url"]) as database:
+        ((number,),) = database.execute(sql).fetchall()
+    return int(number)
+
+
 def test_a_full_queue_closes_the_door_and_loses_nothing(bank: dict[str, Any]) -> None:
     policy = f"{bank['broker_api_url']}policies/bank/full"
     workers = json.loads(Path(bank["file"]).read_text())["pids"]["posting"]
@@ -147,12 +158,8 @@ def test_a_full_queue_closes_the_door_and_loses_nothing(bank: dict[str, Any]) ->
             os.kill(pid, signal.SIGSTOP)
         try:
             taken = _filled(client, bank, pause=0.005)
-            with psycopg.connect(bank["database_url"]) as database:
-                ((owed,),) = database.execute(
-                    "SELECT count(*) FROM messaging_event WHERE published_at IS NULL AND type = 'transfer.approved'"
-                ).fetchall()
             # The relay still has what the full queues did not take.
-            assert owed > BACKLOG_MAX / 4
+            assert eventually(lambda: _owed(bank) > BACKLOG_MAX / 4)
         finally:
             for pid in workers:
                 os.kill(pid, signal.SIGCONT)
@@ -164,31 +171,30 @@ def test_a_full_queue_closes_the_door_and_loses_nothing(bank: dict[str, Any]) ->
 
 def test_a_burst_beyond_capacity_is_answered_honestly(bank: dict[str, Any]) -> None:
     before = _statuses(bank).total()
-    until = time.monotonic() + 8
+    until = time.monotonic() + PATIENCE_SECONDS
 
-    def one_client(number: int) -> tuple[int, Counter[int], list[float]]:
-        taken, statuses, late = 0, Counter[int](), []
+    def one_client(number: int) -> tuple[int, Counter[int]]:
+        taken, statuses = 0, Counter[int]()
         with _client(bank) as client:
-            while time.monotonic() < until and taken < 5000:
+            while statuses[503] < 3 and time.monotonic() < until:
                 rows = [_order(bank, number + n) for n in range(500)]
                 answer = client.post("batches", json={"transfers": rows}, headers={"Idempotency-Key": str(uuid4())})
                 statuses[answer.status_code] += 1
                 if answer.status_code == 202:
                     taken += 500
                 else:
-                    _checked_refusal(answer, 60)
-                    late.append(int(answer.headers["Retry-After"]))
+                    _checked_refusal(answer)
                     time.sleep(0.2)
-        return taken, statuses, late
+        return taken, statuses
 
     with ThreadPoolExecutor(12) as pool:
         outcomes = list(pool.map(one_client, range(12)))
 
-    statuses = sum((statuses for _, statuses, _ in outcomes), Counter[int]())
+    statuses = sum((statuses for _, statuses in outcomes), Counter[int]())
     assert set(statuses) <= {202, 429, 503}
     assert statuses[202]
     assert statuses[503]
-    _all_posted(bank, before + sum(taken for taken, _, _ in outcomes))
+    _all_posted(bank, before + sum(taken for taken, _ in outcomes))
 
 
 def test_the_gate_tells_what_it_sees(bank: dict[str, Any]) -> None:

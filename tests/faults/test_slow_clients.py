@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import httpx
 import pytest
 
 from compose import local
+from tests.messaging.broker_view import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BODY_SECONDS_MAX = 4
@@ -40,7 +42,7 @@ def web() -> Iterator[dict[str, Any]]:
 @pytest.fixture
 def client(web: dict[str, Any]) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {web['seed']['token']}"}
-    with httpx.Client(base_url=f"{web['api']}/api/v1/", headers=headers, timeout=30) as client:
+    with httpx.Client(base_url=f"{web['api']}/api/v1/", headers=headers, timeout=PATIENCE_SECONDS) as client:
         yield client
 
 
@@ -58,7 +60,7 @@ def _head(web: dict[str, Any], length: int, path: str = "/api/v1/transfers", **m
 
 
 def _connect(web: dict[str, Any]) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(web["api"].rpartition(":")[2])), timeout=30)
+    return socket.create_connection(("127.0.0.1", int(web["api"].rpartition(":")[2])), timeout=PATIENCE_SECONDS)
 
 
 def _answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
@@ -81,28 +83,35 @@ def test_two_hundred_slow_clients_hold_up_nobody(web: dict[str, Any], client: ht
     for _ in range(20):
         # Each process connects to the database with its first request.
         client.get("accounts", headers={"Connection": "close"})
-    slow = [_connect(web) for _ in range(200)]
-    for connection in slow:
-        connection.sendall(_head(web, 60_000) + b"{")
-    took, until = [], time.monotonic() + BODY_SECONDS_MAX - 1
-
-    while time.monotonic() < until:
-        began = time.monotonic()
-        answer = client.post("transfers", json=_order(web), headers={"Idempotency-Key": str(uuid4())})
-        took.append(time.monotonic() - began)
-        assert answer.status_code == 202
-        for connection in slow[:50]:
-            connection.sendall(b" ")
-
-    assert len(took) > 10
-    assert max(took) < 1
-    # Each of them is told, once its time is up.
-    answers = [_answer(connection) for connection in slow]
+    with contextlib.ExitStack() as connections:
+        # On a slow machine their time may be up before the others have had their turn: then once more.
+        for _ in range(5):
+            slow = [connections.enter_context(_connect(web)) for _ in range(200)]
+            if _others_are_served_meanwhile(web, client, slow):
+                break
+        else:
+            pytest.fail("nobody was served before the slow ones were told that their time is up")
+        # Each of them is told, once its time is up.
+        answers = [_answer(connection) for connection in slow]
     assert {(status, problem["code"], problem["retryable"]) for status, problem in answers} == {
         (408, "body_too_slow", True)
     }
+
+
+def _others_are_served_meanwhile(web: dict[str, Any], client: httpx.Client, slow: list[socket.socket]) -> bool:
+    """Whether ten orders were taken while every slow client was still at its body, and had been told nothing."""
+    told = select.poll()
     for connection in slow:
-        connection.close()
+        connection.sendall(_head(web, 60_000) + b"{")
+        told.register(connection, select.POLLIN)
+    for _ in range(10):
+        answer = client.post("transfers", json=_order(web), headers={"Idempotency-Key": str(uuid4())})
+        assert answer.status_code == 202
+        if told.poll(0):
+            return False
+        for connection in slow[:50]:
+            connection.sendall(b" ")
+    return True
 
 
 def test_a_body_that_comes_in_pieces_is_taken_whole(web: dict[str, Any]) -> None:
@@ -194,7 +203,7 @@ def test_odd_addresses_reach_django_as_they_were_meant(web: dict[str, Any], path
 
 
 def test_pages_files_and_heads_are_served(web: dict[str, Any]) -> None:
-    with httpx.Client(base_url=web["api"], timeout=30) as browser:
+    with httpx.Client(base_url=web["api"], timeout=PATIENCE_SECONDS) as browser:
         page = browser.get("/admin/login/")
         assert (page.status_code, "csrftoken" in page.cookies) == (200, True)
         style = browser.get("/static/unfold/css/styles.css")

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from compose import local
+from tests.messaging.broker_view import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -39,26 +40,26 @@ class Bank:
         }
 
     def send(self, debit: str, credit: str, amount_minor: int, **more: Any) -> dict[str, Any]:
-        answer = self.client.post(
-            "transfers", json=self.order(debit, credit, amount_minor, **more), headers={"Idempotency-Key": str(uuid4())}
-        )
-        assert answer.status_code == 202, answer.text
-        return answer.json()
+        return self._accepted("transfers", self.order(debit, credit, amount_minor, **more))
 
-    def send_batch(self, body: dict[str, Any], seconds: float = 120) -> str:
-        """Send a batch, and again when the bank asks to come later, as every client has to; return its id."""
-        key, deadline = str(uuid4()), time.monotonic() + seconds
+    def send_batch(self, body: dict[str, Any]) -> str:
+        """Send a batch and return its id."""
+        return self._accepted("batches", body)["id"]
+
+    def _accepted(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Ask, and again when the bank asks to come later, as every client has to."""
+        key, deadline = str(uuid4()), time.monotonic() + PATIENCE_SECONDS
         while True:
-            answer = self.client.post("batches", json=body, headers={"Idempotency-Key": key})
+            answer = self.client.post(path, json=body, headers={"Idempotency-Key": key})
             if answer.status_code != 503 or time.monotonic() > deadline:
                 assert answer.status_code == 202, answer.text
-                return answer.json()["id"]
+                return answer.json()
             assert answer.json()["retryable"], answer.text
             time.sleep(int(answer.headers["Retry-After"]))
 
-    def ended(self, transfer_id: str, seconds: float = 30) -> dict[str, Any]:
+    def ended(self, transfer_id: str) -> dict[str, Any]:
         """Wait for the transfer's end or waiting room, and return it."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             transfer = self.client.get(f"transfers/{transfer_id}", headers={"Prefer": "wait=5"}).json()
             if transfer["status"] not in ("accepted", "approved") or time.monotonic() > deadline:
@@ -71,8 +72,8 @@ class Bank:
         with psycopg.connect(self.stack["database_url"]) as database:
             return database.execute(sql, parameters).fetchall()
 
-    def batch_ended(self, batch_id: str, seconds: float = 60) -> dict[str, int]:
-        deadline = time.monotonic() + seconds
+    def batch_ended(self, batch_id: str) -> dict[str, int]:
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             counts = self.client.get(f"batches/{batch_id}").json()["status_counts"]
             waiting = counts.get("accepted", 0) + counts.get("approved", 0)
@@ -81,7 +82,11 @@ class Bank:
             time.sleep(0.1)
 
     def pids(self, role: str) -> list[int]:
-        return json.loads(Path(self.stack["file"]).read_text())["pids"][role]
+        return json.loads(Path(self.stack["file"]).read_text())["pids"].get(role, [])
+
+    def is_complete(self) -> bool:
+        """Whether whoever was killed has a successor."""
+        return all(len(self.pids(role)) == len(pids) for role, pids in self.stack["pids"].items())
 
     def manage(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -90,7 +95,7 @@ class Bank:
             env={**os.environ, **self.stack["environment"]},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=2 * PATIENCE_SECONDS,
             check=False,
         )
 
@@ -114,7 +119,7 @@ def bank() -> Iterator[Bank]:
         )
         seed = json.loads(seeded.stdout)
         headers = {"Authorization": f"Bearer {seed['token']}"}
-        with httpx.Client(base_url=f"{stack['api']}/api/v1/", headers=headers, timeout=30) as client:
+        with httpx.Client(base_url=f"{stack['api']}/api/v1/", headers=headers, timeout=PATIENCE_SECONDS) as client:
             yield Bank(stack, client, seed["accounts"])
 
 
