@@ -52,18 +52,25 @@ class Load:
         self._process: subprocess.Popen[bytes] | None = None
         self._counts: Counter[str] = Counter()
         self._read_to = 0
-        self._token = ""
+        self.token = ""
         self._probes: list[str] = []
         self._probe_history: History | None = None
+        self._cast: Cast | None = None
+
+    def seed_accounts(self) -> Cast:
+        """Open the accounts, once. Takes some seconds: the seeding goes through manage.py."""
+        if self._cast is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._cast = self._seed()
+        return self._cast
 
     def start(self) -> None:
-        """Seed the accounts and begin. Takes some seconds: the seeding goes through manage.py."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        cast = self._seed()
+        """Begin; seed the accounts before if nobody has."""
+        cast = self.seed_accounts()
         run = f"gd{self.seed}-{uuid4().hex[:6]}"
         plan = {
             "api_urls": list(self.api_urls),
-            "token": self._token,
+            "token": self.token,
             "seed": self.seed,
             "rate": self.rate,
             "run": run,
@@ -106,6 +113,14 @@ class Load:
         if died or process.returncode:
             raise LoadError(f"The load ended with {process.returncode}; see {self.folder / 'load.log'}.")
         return self.counts()
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """GET, or POST a body, and return the answer. Raises LoadError unless it is a yes."""
+        status, content = self._call(self.api_urls[0], path, body)
+        if not 200 <= status < 300:
+            raise LoadError(f"{path} answered {status}: {content[:500]!r}")
+        answer: dict[str, Any] = json.loads(content)
+        return answer
 
     def shift_clock(self, seconds: float) -> None:
         """Let the clients believe that it is so many seconds later than it is, from now on."""
@@ -187,7 +202,7 @@ class Load:
         raise TimeoutError(f"the probe {transfer_id} was not posted in time: {status or 'not to be seen'}")
 
     def _call(self, api_url: str, path: str, body: dict[str, Any] | None = None, key: str = "") -> tuple[int, bytes]:
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         if key:
             headers["Idempotency-Key"] = key
         content = json.dumps(body).encode() if body is not None else None
@@ -229,7 +244,7 @@ class Load:
         ):
             made = self._seed_demo(number, opening)
             seeded[group] = made["accounts"]
-            self._token = made["token"]
+            self.token = made["token"]
             history.write(
                 "accounts",
                 group=group,

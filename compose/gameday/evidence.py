@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import psycopg
 
+from compose.gameday.receiver import Arrival, read_arrivals
+
 _MAIL_SEPARATOR = re.compile(r"^-{79}$", re.MULTILINE)
 
 
@@ -87,6 +89,24 @@ class Account(NamedTuple):
     lines: int
 
 
+class Endpoint(NamedTuple):
+    """Where a customer wants to be told by webhook."""
+
+    id: str
+    customer: str | None
+    url: str
+    event_types: list[str]
+
+
+class Delivery(NamedTuple):
+    """One event for one endpoint, as the bank has written it down."""
+
+    id: int
+    endpoint: str
+    event: int
+    state: str
+
+
 class Mail(NamedTuple):
     message_id: str
     to: str
@@ -108,6 +128,10 @@ class Evidence:
     # (customer, channel) of everybody who wants to be told.
     wishes: dict[str, set[str]]
     mails: list[Mail] = field(default_factory=list)
+    endpoints: list[Endpoint] = field(default_factory=list)
+    deliveries: list[Delivery] = field(default_factory=list)
+    # Every call that reached an endpoint, in the order of arrival.
+    arrivals: list[Arrival] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.by_reference: dict[str, list[Transfer]] = defaultdict(list)
@@ -149,11 +173,17 @@ SELECT id, event, recipient::text, channel, transfer::text, title, state FROM no
 _ACCOUNTS = """
 SELECT id::text, customer_id::text, currency, posted_minor, held_minor, limit_minor, lines FROM accounts_account
 """
+_ENDPOINTS = """
+SELECT id::text, customer::text, url, event_types FROM notifications_webhookendpoint WHERE state = 'active' ORDER BY id
+"""
+_DELIVERIES = """
+SELECT id, endpoint_id::text, event, state FROM notifications_webhookdelivery ORDER BY id
+"""
 _WISHES = "SELECT customer::text, channel FROM notifications_subscription"
 
 
-def gather(database_url: str, mail: Path | None = None) -> Evidence:
-    """Read one snapshot of the database, changing nothing, and all e-mails that have been sent."""
+def gather(database_url: str, mail: Path | None = None, webhooks: Path | None = None) -> Evidence:
+    """Read one snapshot of the database, changing nothing, and all e-mails and webhooks that have been sent."""
     with psycopg.connect(database_url, options="-c default_transaction_read_only=on") as database:
         database.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         wishes: dict[str, set[str]] = defaultdict(set)
@@ -169,6 +199,9 @@ def gather(database_url: str, mail: Path | None = None) -> Evidence:
             accounts={account.id: account for account in _rows(database, _ACCOUNTS, Account)},
             wishes=wishes,
             mails=list(read_mails(mail)) if mail else [],
+            endpoints=_rows(database, _ENDPOINTS, Endpoint),
+            deliveries=_rows(database, _DELIVERIES, Delivery),
+            arrivals=read_arrivals(webhooks) if webhooks else [],
         )
 
 

@@ -15,6 +15,7 @@ from compose.gameday.clients import Load, LoadError
 from compose.gameday.drain import await_drain
 from compose.gameday.faults.fault import Fault
 from compose.gameday.nemesis import Nemesis, heal_everything
+from compose.gameday.receiver import receiving, wishes
 from compose.gameday.rig import Rig, rig
 from compose.gameday.schedule import TOGETHER, Round, rounds
 from compose.gameday.timeline import Timeline
@@ -25,7 +26,13 @@ WARM_SECONDS = 3.0
 DRAIN_SECONDS_MAX = 240.0
 PAUSE_SECONDS = 1.0
 # Sweeps look for work that was lost in the broker; the usual three quarters of a minute would be most of a short day.
-STUCK_SECONDS = "10"
+ENVIRONMENT = {
+    "DJANGO_SETTINGS_MODULE": "compose.gameday.armed",
+    "STUCK_SECONDS": "10",
+    # The endpoint that is told by webhook is on this machine.
+    "WEBHOOK_ALLOW_LOOPBACK": "1",
+    "WEBHOOK_TIMEOUT_SECONDS": "4",
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class Outcome:
             "accepted": verdict.accepted,
             **verdict.damage,
             "unknown": verdict.unknown,
+            "webhooks": verdict.webhooks,
             "books": verdict.books,
             "void": len(timeline.void()),
             "worst_recovery_seconds": round(timeline.worst_recovery_seconds(), 2),
@@ -90,11 +98,17 @@ def play(options: Options, timeline: Timeline, *, is_over: Callable[[], bool]) -
     make_folder(folder)
     began = time.monotonic()
     timeline.say("start", f"seed {options.seed}; histories and reports in {folder.relative_to(STATE.parent)}")
-    with rig(seed=options.seed, environment={"STUCK_SECONDS": STUCK_SECONDS}) as running:
+    failpoints = folder / "failpoints"
+    make_folder(failpoints)
+    environment = {**ENVIRONMENT, "FAILPOINTS": str(failpoints)}
+    with rig(seed=options.seed, environment=environment) as running, receiving(folder, options.seed) as receiver:
         timeline.say("up", f"{len(running.pids())} processes, {len(running.proxy.stats())} proxied links")
         load = Load(running.api_urls, running.environment, options.seed, folder, options.rate)
+        # Before the first order: so every event of these accounts is to arrive.
+        receiver.register(load, wishes(load.seed_accounts()))
         load.start()
-        running.load, running.focus_partition = load, _partition_of_probes(running, folder)
+        running.load, running.receiver, running.failpoints = load, receiver, failpoints
+        running.focus_partition = _partition_of_probes(running, folder)
         timeline.say("load", f"{options.rate:g} orders a second; probes go through partition {running.focus_partition}")
         nemesis = Nemesis(running, load, timeline)
         problems: list[str] = []

@@ -27,6 +27,7 @@ from compose.supervision import ROLES, SERVERS, Supervisor, role_of
 
 if TYPE_CHECKING:
     from compose.gameday.clients import Load
+    from compose.gameday.receiver import Receiver
 
 # Flower has no part in moving money.
 GAME_ROLES: Mapping[str, int] = {
@@ -55,8 +56,13 @@ class Rig:
     proxy: ProxyControl
     database_url: str
     redis_url: str
+    superuser_url: str
     # The clients, once they are there, and the partition that their probes go through.
     load: Load | None = None
+    # A customer's own program, which is told by webhook.
+    receiver: Receiver | None = None
+    # Where points are armed at which a process dies (failpoints.py).
+    failpoints: Path | None = None
     focus_partition: int = 0
     _asking: threading.Lock = field(default_factory=threading.Lock)
 
@@ -170,6 +176,8 @@ def rig(*, seed: int, environment: Mapping[str, str] | None = None) -> Iterator[
         add_valkey(servers, instance, choice.valkey, ports, known, is_broker=False)
         parts["cluster"] = add_cluster(servers, instance, choice.rabbitmq, ports, known, proxies)
         parts["database_url"], parts["redis_url"] = servers.database_url, servers.redis_url
+        at = urlsplit(servers.database_url)
+        parts["superuser_url"] = f"postgresql://postgres:{known['database_superuser']}@127.0.0.1:{at.port}/postgres"
         servers.database_url = _through(proxies, POSTGRESQL, next(ports), servers.database_url)
         servers.redis_url = _through(proxies, REDIS, next(ports), servers.redis_url)
         servers.programs.append(proxies.program(instance))
@@ -187,6 +195,7 @@ def rig(*, seed: int, environment: Mapping[str, str] | None = None) -> Iterator[
             proxy=parts["proxy"],
             database_url=parts["database_url"],
             redis_url=parts["redis_url"],
+            superuser_url=parts["superuser_url"],
         )
 
 

@@ -49,13 +49,13 @@ def _wanted(event: Event, evidence: Evidence) -> Iterator[tuple[int, str, str]]:
     transfer = evidence.by_id.get(event.subject) if event.type in _TOLD else None
     if transfer is None:
         return
-    for customer in _concerned(event.type, transfer, evidence):
+    for customer in concerned(event.type, transfer, evidence):
         for channel in evidence.wishes.get(customer, ()):
             if channel in _JUDGED_CHANNELS:
                 yield event.id, customer, channel
 
 
-def _concerned(event_type: str, transfer: Transfer, evidence: Evidence) -> set[str]:
+def concerned(event_type: str, transfer: Transfer, evidence: Evidence) -> set[str]:
     sides = [transfer.debit_account, *([transfer.credit_account] if event_type == "transfer.posted" else [])]
     customers = [evidence.accounts[side].customer for side in sides if side in evidence.accounts]
     return {customer for customer in customers if customer is not None}

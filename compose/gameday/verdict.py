@@ -16,7 +16,9 @@ from compose.gameday.ends import Ends, Order, orders_of
 from compose.gameday.evidence import Evidence, gather
 from compose.gameday.findings import Findings
 from compose.gameday.history import Record
+from compose.gameday.hooks import judge_webhooks
 from compose.gameday.order import judge_order
+from compose.gameday.receiver import FILE
 from compose.gameday.sums import judge_books, prove
 from compose.gameday.told import judge_desk, judge_notifications
 
@@ -40,8 +42,14 @@ class Verdict:
     notifications_false: int = 0
     dead_letters_missing: int = 0
     unknown: int = 0
+    # Calls that reached a webhook endpoint, repeats included.
+    webhooks: int = 0
     books: str = BALANCED
     details: dict[str, list[str]] = field(default_factory=dict)
+
+    def problems(self, named_max: int) -> list[str]:
+        """The first of each kind of damage, a line for each."""
+        return [f"{kind}: {text}" for kind, named in self.details.items() for text in named[:named_max]]
 
     @property
     def clean(self) -> bool:
@@ -50,7 +58,7 @@ class Verdict:
     @property
     def damage(self) -> dict[str, int]:
         """Everything that must be zero. An order without a definite answer (`unknown`) is no damage by itself."""
-        known = ("accepted", "unknown")
+        known = ("accepted", "unknown", "webhooks")
         return {n: value for n, value in asdict(self).items() if isinstance(value, int) and n not in known}
 
 
@@ -67,12 +75,14 @@ def judge(
     "explains": statuses and reasons that it may leave behind, such as ["parked"] or ["in_review", "risk_denied"];
     "poison": the SHA-256 (hex) of each message body that it sent and that belongs on the desk, once per message.
     """
-    record, evidence = history.read(folder), gather(database_url, mail)
+    record, evidence = history.read(folder), gather(database_url, mail, folder / FILE)
     findings = weigh(record, evidence, faults)
     if api_urls:
         _look(folder, api_urls, orders_of(record), evidence, findings)
     prove(database_url, findings)
-    return conclude(record, findings)
+    verdict = conclude(record, findings)
+    verdict.webhooks = len(evidence.arrivals)
+    return verdict
 
 
 def weigh(record: Record, evidence: Evidence, faults: Sequence[Mapping[str, Any]] = ()) -> Findings:
@@ -83,6 +93,7 @@ def weigh(record: Record, evidence: Evidence, faults: Sequence[Mapping[str, Any]
     judge_order(orders, evidence, findings)
     judge_answers(record, evidence, findings)
     judge_notifications(evidence, findings)
+    judge_webhooks(evidence, findings)
     judge_desk(faults, evidence, findings)
     judge_books(record, orders, evidence, findings)
     return findings

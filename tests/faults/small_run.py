@@ -1,12 +1,26 @@
 """A small run by hand: what two clients wrote down and what the bank made of it, with nothing wrong."""
 
+import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from compose.gameday.evidence import Account, Entry, Event, Evidence, Letter, Line, Mail, Note, Transfer
+from compose.gameday.evidence import (
+    Account,
+    Delivery,
+    Endpoint,
+    Entry,
+    Event,
+    Evidence,
+    Letter,
+    Line,
+    Mail,
+    Note,
+    Transfer,
+)
 from compose.gameday.history import History, read
+from compose.gameday.receiver import TOLD, Arrival
 from compose.gameday.verdict import Verdict, conclude, weigh
 
 ALICE, BOB, POOR = "alice", "bob", "poor"
@@ -27,6 +41,9 @@ class SmallRun:
     letters: list[Letter] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     mails: list[Mail] = field(default_factory=list)
+    endpoints: list[Endpoint] = field(default_factory=list)
+    deliveries: list[Delivery] = field(default_factory=list)
+    arrivals: list[Arrival] = field(default_factory=list)
     balances: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     faults: list[dict[str, Any]] = field(default_factory=list)
@@ -115,6 +132,7 @@ class SmallRun:
         return Evidence(
             self.transfers, self.entries, lines, self.events, self.letters, self.notes, accounts,
             wishes={f"customer-{ALICE}": {"email"}}, mails=self.mails,
+            endpoints=self.endpoints, deliveries=self.deliveries, arrivals=self.arrivals,
         )  # fmt: skip
 
     def tell_alice(self) -> None:
@@ -132,6 +150,32 @@ class SmallRun:
                     f"Your transfer of EUR 0.10 {titles[kind]}." if paying else "You received EUR 0.10.",
                 )
 
+    def hook(self, account: str) -> None:
+        """Tell an account's customer by webhook of everything that happened to its transfers, once each."""
+        endpoint = Endpoint(f"endpoint-{account}", f"customer-{account}", f"http://127.0.0.1/{account}", list(TOLD))
+        self.endpoints.append(endpoint)
+        by_id = {transfer.id: transfer for transfer in self.transfers}
+        for event in self.events:
+            transfer = by_id[event.subject]
+            sides = [transfer.debit_account, *([transfer.credit_account] if event.type == "transfer.posted" else [])]
+            if event.type in TOLD and account in sides:
+                self.deliveries.append(Delivery(len(self.deliveries) + 1, endpoint.id, event.id, "delivered"))
+                self.arrivals.append(Arrival(f"/{account}", f"evt_{event.id}", True, told(event, transfer), 204))
+
     def verdict(self) -> Verdict:
         record = read(self.folder)
         return conclude(record, weigh(record, self.evidence(), self.faults))
+
+
+def told(event: Event, transfer: Transfer) -> str:
+    """What a webhook says of an event."""
+    data = {
+        "transfer": transfer.id,
+        "status": event.type.partition(".")[2],
+        "reference": transfer.reference,
+        "debit_account": transfer.debit_account,
+        "credit_account": transfer.credit_account,
+        "amount_minor": transfer.amount_minor,
+        "currency": transfer.currency,
+    }
+    return json.dumps({"id": f"evt_{event.id}", "type": event.type, "data": data})
