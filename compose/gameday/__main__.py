@@ -17,8 +17,10 @@ from types import FrameType
 from rich.console import Console
 from rich.table import Table
 
+from compose.gameday import outage
+from compose.gameday.clients import LoadError
 from compose.gameday.faults.catalogue import CATALOGUE, chosen
-from compose.gameday.faults.fault import Fault
+from compose.gameday.faults.fault import Fault, TookNoHold
 from compose.gameday.game import Options, Outcome, play
 from compose.gameday.schedule import QUICK, TOGETHER
 from compose.gameday.timeline import Timeline, table_of
@@ -39,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.list:
         console.print(_catalogue())
         return 0
+    if asked.broker_down:
+        return _broker_down(asked, console)
     try:
         options = _options(asked)
     except KeyError as error:
@@ -54,6 +58,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("Stopped. Nothing was judged; everything that was started has been stopped.")
         return INTERRUPTED
     _conclude(outcome, console)
+    return 0 if outcome.clean else 1
+
+
+def _broker_down(asked: argparse.Namespace, console: Console) -> int:
+    plan = outage.Plan(asked.seed, asked.backlog, outage.Plan.minutes if asked.minutes is None else asked.minutes)
+    try:
+        outcome = outage.play(plan, Timeline(console))
+    except (StackError, LoadError, TookNoHold) as error:
+        console.print(f"It could not be played. {error}", style="red", markup=False, soft_wrap=True)
+        return 1
+    for text in (*outcome.verdict.problems(DETAILS_MAX), *outcome.seen.dishonest[:DETAILS_MAX]):
+        console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+    print(json.dumps(outcome.as_json()), flush=True)
     return 0 if outcome.clean else 1
 
 
@@ -73,7 +90,7 @@ def _options(asked: argparse.Namespace) -> Options:
         names = [each for name in asked.faults.split(",") for each in ALIASES.get(name.strip(), (name.strip(),))]
         faults, number = chosen(names), None
         together = (1,)
-        number = len(faults) if minutes is None else None
+        number = asked.times or (len(faults) if minutes is None else None)
     if number is None and minutes is None:
         minutes = DEFAULT_MINUTES
     return Options(asked.seed, faults, number, minutes, asked.rate, together)
@@ -100,9 +117,8 @@ def _stop_on_signals(over: threading.Event, console: Console) -> None:
 
 def _conclude(outcome: Outcome, console: Console) -> None:
     console.print(table_of(outcome.timeline.struck))
-    for kind, named in outcome.verdict.details.items():
-        for text in named[:DETAILS_MAX]:
-            console.print(f"{kind}: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
+    for text in outcome.verdict.problems(DETAILS_MAX):
+        console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
     for text in (*outcome.problems, *(f"{one.name}: {one.problem}" for one in outcome.timeline.void())):
         console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if outcome.left:
@@ -147,6 +163,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--faults", metavar="N|NAMES", help="stop after N faults, or only these (kill-posting,wipe or broker-kill)")
     add("--quick", action="store_true", help=f"{QUICK_FAULTS} short faults, as part of `make test` plays them")
     add("--rate", type=float, default=40.0, help="orders that begin in a second (default: %(default)s)")
+    add("--times", type=int, metavar="N", help="with names: strike N times in all, or until the minutes are over")
+    add("--broker-down", action="store_true", help="no faults but one: the whole broker away until orders are refused")
+    add(
+        "--backlog", type=int, default=50_000, metavar="N", help="with --broker-down: so many may wait (default: 50000)"
+    )
     add("--list", action="store_true", help="list all faults and end")
     return parser
 
