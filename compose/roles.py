@@ -30,7 +30,8 @@ SERVES_HTTP = ("web", "flower")
 WEB_PORT, FLOWER_PORT = 8000, 5555
 WEB_WORKERS, WEB_CONNECTIONS = 2, 4096
 FLOWER_USER = "staff"
-READY_SECONDS_MAX = 90.0
+# Far more than it takes: a machine that starts many things at once is slow, and what has ended is noticed at once.
+READY_SECONDS_MAX = 240.0
 # A batch in hand is finished first; what takes longer is redelivered, and has no effect twice.
 STOP_SECONDS = 15
 

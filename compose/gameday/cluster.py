@@ -29,7 +29,12 @@ CALL_SECONDS_MAX = 20.0
 # may well set less, and a game day has no minute to spare for each partition.
 NET_TICK_SECONDS = 5
 # One scheduler and no busy waiting: three nodes share a machine with everything else.
-ERLANG = f"-kernel net_ticktime {NET_TICK_SECONDS} +S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none +A 8"
+# A dead letter that its queue refused is sent again after this; three minutes by default.
+DEAD_LETTER_CONFIRM_MS = 10_000
+ERLANG = (
+    f"-kernel net_ticktime {NET_TICK_SECONDS} -rabbit dead_letter_worker_publisher_confirm_timeout "
+    f"{DEAD_LETTER_CONFIRM_MS} +S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none +A 8"
+)
 VHOST = "bank"
 
 
@@ -226,6 +231,14 @@ class Cluster:
 
     def delete_policy(self, name: str) -> None:
         self.api("DELETE", f"policies/{VHOST}/{urllib.parse.quote(name)}")
+
+    def set_permissions(self, user: str, pattern: str | None) -> None:
+        """What a user may configure, write and read; None: not even connect."""
+        path = f"permissions/{VHOST}/{urllib.parse.quote(user)}"
+        if pattern is None:
+            self.api("DELETE", path)
+        else:
+            self.api("PUT", path, body={"configure": pattern, "write": pattern, "read": pattern})
 
     def call(self, node: str, expression: str) -> str:
         """Have a node evaluate an Erlang expression (ending in a full stop). Raises StackError."""

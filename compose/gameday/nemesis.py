@@ -12,11 +12,13 @@ import time
 from compose.gameday.clients import Load
 from compose.gameday.cluster import NODES
 from compose.gameday.faults.catalogue import CATALOGUE
+from compose.gameday.faults.connections import RevokeUser
 from compose.gameday.faults.fault import Fault
 from compose.gameday.faults.nodes import await_whole
 from compose.gameday.faults.processes import is_stopped
 from compose.gameday.faults.queues import DiskAlarm, FullQueues, MemoryAlarm
 from compose.gameday.faults.stores import ReadOnlyRedis
+from compose.gameday.receiver import Mood
 from compose.gameday.recovery import Recovery
 from compose.gameday.rig import Rig
 from compose.gameday.schedule import Planned, Round
@@ -118,6 +120,8 @@ def heal_everything(rig: Rig) -> None:
                 os.kill(pid, signal.SIGCONT)
     rig.start(*NODES)
     await_whole(rig)
-    for fault in (DiskAlarm, MemoryAlarm, FullQueues, ReadOnlyRedis):
+    if rig.receiver is not None:
+        rig.receiver.mood = Mood.WELL
+    for fault in (DiskAlarm, MemoryAlarm, FullQueues, RevokeUser, ReadOnlyRedis):
         with contextlib.suppress(Exception):
             CATALOGUE[fault.name]().heal(rig)

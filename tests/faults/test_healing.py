@@ -39,7 +39,7 @@ def queue(name: str, limit: int | None, waiting: int) -> dict[str, Any]:
 
 def test_a_queue_has_room_by_its_limit_however_much_traffic_waits_in_it() -> None:
     other = queue("risk-0", None, 5)
-    assert have_room([queue("posting-0", ROOM, 900), queue("posting-1", ROOM + 1, 0), other])
-    assert not have_room([queue("posting-0", ROOM, 0), queue("posting-1", 1, 0), other])
-    assert not have_room([queue("posting-0", None, 0)])
-    assert not have_room([])
+    assert have_room([queue("posting-0", ROOM, 900), queue("posting-1", ROOM + 1, 0), other], "posting-")
+    assert not have_room([queue("posting-0", ROOM, 0), queue("posting-1", 1, 0), other], "posting-")
+    assert not have_room([queue("posting-0", None, 0)], "posting-")
+    assert not have_room([], "posting-")

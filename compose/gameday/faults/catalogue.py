@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from compose.gameday.faults import clients, messages, network, nodes, processes, queues, stores
+from compose.gameday.faults import (
+    clients,
+    connections,
+    crashes,
+    endpoints,
+    messages,
+    network,
+    nodes,
+    processes,
+    queues,
+    restore,
+    scaling,
+    stores,
+)
 from compose.gameday.faults.fault import Fault
 
-_ALL = (processes, nodes, queues, stores, network, messages, clients)
+_ALL = (
+    processes, crashes, scaling, nodes, queues, connections, stores, restore, network, messages, endpoints, clients,
+)  # fmt: skip
 CATALOGUE: dict[str, type[Fault]] = {fault.name: fault for module in _ALL for fault in module.FAULTS}
 
 

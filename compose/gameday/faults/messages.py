@@ -6,24 +6,28 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import pickle
 import random
+import signal
 import time
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import amqp
 import psycopg
 
 from compose.gameday.faults.fault import Fault
+from compose.gameday.faults.queues import give_room
 from compose.gameday.rig import Rig
 
 TRAFFIC = frozenset({"broker", "queues"})
 TAP_SECONDS_MAX = 15.0
 COPIES_MAX = 60
 ON_THE_DESK_SECONDS_MAX = 60.0
+DESK_QUEUE = "dead_letters"
 
 
 @contextlib.contextmanager
@@ -103,7 +107,7 @@ class Poison(Fault):
     """One message of every kind that nobody can handle, into queues picked at random. Each has to reach the desk."""
 
     name = "poison"
-    numbers = ("F28", "F6")
+    numbers: ClassVar[tuple[str, ...]] = ("F28", "F6")
     fault_class = "poison messages"
     touches = TRAFFIC | {"risk", "posting", "notifications", "maintenance"}
     rides_out = True
@@ -135,6 +139,44 @@ class Poison(Fault):
             f"{len(digests)} messages of as many kinds confirmed by the broker, {len(there)} on the desk"
             + (f", not there: {', '.join(missing)}" if missing else "")
         )
+
+
+class FullDesk(Poison):
+    """The queue of dead letters takes one only, and nobody takes it out: the others stay in the queues they are in."""
+
+    name = "full-desk"
+    numbers = ("F29",)
+    fault_class = "queue of dead letters full"
+    touches = Poison.touches | {"database"}
+    rides_out = False
+    hold_seconds = (2.0, 5.0)
+    policy = "gameday-full-desk"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen: list[int] = []
+
+    def inject(self, rig: Rig, rng: random.Random) -> None:
+        pids = rig.pids()
+        self.frozen = [pids[program] for program in rig.programs("maintenance")]
+        for pid in self.frozen:
+            os.kill(pid, signal.SIGSTOP)
+        rig.cluster.set_policy(self.policy, f"^{DESK_QUEUE}$", {"max-length": 1, "overflow": "reject-publish"})
+        super().inject(rig, rng)
+        waiting = self.needs("the queue of dead letters is full", lambda: self._waiting(rig))
+        self.proved(f"max-length 1 with reject-publish in force on {DESK_QUEUE}, and reached: {waiting} in it")
+
+    def _waiting(self, rig: Rig) -> int:
+        queue = next(queue for queue in rig.cluster.queues() if queue["name"] == DESK_QUEUE)
+        return int(queue["messages_ready"]) if queue.get("policy") == self.policy else 0
+
+    def heal(self, rig: Rig) -> None:
+        for pid in self.frozen:
+            if not rig.is_gone(pid):
+                os.kill(pid, signal.SIGCONT)
+        self.frozen = []
+        give_room(rig, self.policy, DESK_QUEUE)
+        super().heal(rig)
 
 
 def _on_the_desk(rig: Rig, digests: list[str]) -> set[str]:
@@ -203,4 +245,4 @@ class Reordered(_Copies):
         return rng.sample(taken, len(taken)) if rng.random() < 0.5 else list(reversed(taken))
 
 
-FAULTS: list[type[Fault]] = [Poison, Duplicates, Reordered]
+FAULTS: list[type[Fault]] = [Poison, FullDesk, Duplicates, Reordered]

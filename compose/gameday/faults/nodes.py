@@ -20,10 +20,10 @@ from compose.instance import REPOSITORY, StackError, remove_tree
 
 # Nodes find each other again by themselves within this, or an operator restarts the ones that have not: those that
 # pause because they were in a minority and stay so, and those that nobody sees (after a freeze, no node is in a
-# minority by its own light, so none pauses). Starting anew takes a node half a minute where the machine is busy:
+# minority by its own light, so none pauses). Starting anew takes a node a minute and more on a machine that is busy:
 # one that was started only now is left to it.
 BY_ITSELF_SECONDS = 30.0
-BOOT_SECONDS = 45.0
+BOOT_SECONDS = 120.0
 AFTER_RESTART_SECONDS = 60.0
 WHOLE_SECONDS_MAX = 120.0
 BROKER = frozenset({"broker"})

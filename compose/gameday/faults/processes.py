@@ -7,13 +7,18 @@ import os
 import random
 import signal
 import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import ClassVar
 
 from compose.gameday.faults.fault import Fault, wait_until
 from compose.gameday.rig import Rig
+from compose.instance import REPOSITORY
 
 RESTART_SECONDS_MAX = 60.0
+# One turn of stopping and going on, and the part of it that a slow process runs.
+SLOW_SECONDS, SLOW_SHARE = 0.4, 0.05
 
 
 def focused(rig: Rig, role: str, rng: random.Random) -> str:
@@ -157,6 +162,77 @@ class Zombie(Freeze):
     is_long = True
 
 
+class Slow(Freeze):
+    """Stopped for nineteen parts of twenty: a worker that takes twenty times as long, and is alive all the time."""
+
+    name = "slow-posting"
+    numbers = ("F31",)
+    fault_class = "slow consumer"
+    touches = frozenset({"posting"})
+    role = "posting"
+    hold_seconds = (6.0, 12.0)
+    goal_seconds = 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = threading.Event()
+        self.stops = 0
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def inject(self, rig: Rig, rng: random.Random) -> None:
+        super().inject(rig, rng)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self.over.wait(SLOW_SECONDS * (1 - SLOW_SHARE)):
+                os.kill(self.pid, signal.SIGCONT)
+                self.over.wait(SLOW_SECONDS * SLOW_SHARE)
+                os.kill(self.pid, signal.SIGSTOP)
+                self.stops += 1
+        except ProcessLookupError:
+            return
+
+    def heal(self, rig: Rig) -> None:
+        if self.thread.is_alive():
+            self.over.set()
+            self.thread.join()
+            self.proved(f"stopped {self.stops} times more, {1 - SLOW_SHARE:.0%} of the time")
+        super().heal(rig)
+
+
+class RemoteShutdown(Fault):
+    """Somebody with the broker's password sends Celery's own shutdown to all workers at once."""
+
+    name = "remote-shutdown"
+    numbers = ("F38",)
+    fault_class = "operator's abuse"
+    touches = frozenset({"broker", "queues", "risk", "posting", "notifications", "maintenance"})
+    rides_out = True
+    goal_seconds = 15.0
+    roles: ClassVar[tuple[str, ...]] = ("risk", "posting", "notifications", "maintenance")
+
+    def inject(self, rig: Rig, rng: random.Random) -> None:
+        pids = rig.pids()
+        workers = {program: pids[program] for role in self.roles for program in rig.programs(role) if program in pids}
+        subprocess.run(
+            [sys.executable, "-m", "celery", "-A", "bankcore", "control", "--timeout", "3", "shutdown"],
+            cwd=REPOSITORY,
+            env={**os.environ, **rig.environment},
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        ended = self.needs(
+            "workers have ended", lambda: [name for name, pid in workers.items() if rig.is_gone(pid)], seconds=30
+        )
+        self.proved(f"{len(ended)} of {len(workers)} workers ended at once by remote control")
+
+    def heal(self, rig: Rig) -> None:
+        names = {program for role in self.roles for program in rig.programs(role)}
+        wait_until("the workers run again", lambda: names <= rig.pids().keys(), seconds=RESTART_SECONDS_MAX)
+
+
 class RollingDeploy(Fault):
     """SIGTERM to every process in turn, each awaited before the next: what a deploy does, under load."""
 
@@ -177,14 +253,17 @@ class RollingDeploy(Fault):
 
 
 def _variants() -> list[type[Fault]]:
-    made: list[type[Fault]] = [KillWebChild, Zombie, RollingDeploy]
-    numbers = {"web": "F7", "relay": "F8", "risk": "F2", "posting": "F2", "notifications": "F2", "maintenance": "F2"}
-    for role, number in numbers.items():
+    made: list[type[Fault]] = [KillWebChild, Zombie, Slow, RemoteShutdown, RollingDeploy]
+    killed = {"web": ("F7",), "relay": ("F8",)}
+    for role in ("web", "relay", "risk", "posting", "notifications", "maintenance"):
+        # A worker is one process: there is no child of it to kill.
+        numbers = killed.get(role, ("F2", "F1"))
         shared = {"role": role, "touches": frozenset({role})}
+        frozen = ("F4", numbers[0])
         made += [
-            type(f"Kill{role.title()}", (Kill,), {"name": f"kill-{role}", "numbers": (number,), **shared}),
+            type(f"Kill{role.title()}", (Kill,), {"name": f"kill-{role}", "numbers": numbers, **shared}),
             type(f"Terminate{role.title()}", (Terminate,), {"name": f"term-{role}", "numbers": ("F3",), **shared}),
-            type(f"Freeze{role.title()}", (Freeze,), {"name": f"freeze-{role}", "numbers": ("F4", number), **shared}),
+            type(f"Freeze{role.title()}", (Freeze,), {"name": f"freeze-{role}", "numbers": frozen, **shared}),
         ]
     return made
 

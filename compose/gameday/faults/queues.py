@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from compose.gameday.cluster import NODES, VHOST
 from compose.gameday.faults.fault import Fault, TookNoHold, wait_until
 from compose.gameday.faults.nodes import declare_topology
@@ -132,7 +130,7 @@ class FullQueues(Fault):
     """The posting queues take one message only, and nobody takes it out: the broker refuses the next (nack)."""
 
     name = "full-queues"
-    numbers = ("F29", "F16")
+    numbers = ("F16",)
     fault_class = "queue full"
     touches = frozenset({"broker", "queues", "posting"})
     hold_seconds = (2.0, 5.0)
@@ -165,17 +163,23 @@ class FullQueues(Fault):
             if not rig.is_gone(pid):
                 os.kill(pid, signal.SIGCONT)
         self.frozen = []
-        # First room, then no policy: RabbitMQ tells publishers that a queue takes messages again only as its length
-        # falls below a limit, so without one they would be refused until they open another channel.
-        for more in range(ASKED_MAX):
-            # A queue that is electing a leader misses a policy; the same one once more would be no change.
-            rig.cluster.set_policy(self.policy, "^posting-", {"max-length": ROOM + more})
-            with contextlib.suppress(TookNoHold):
-                wait_until("the queues have room", lambda: have_room(rig.cluster.queues()), seconds=ROOM_SECONDS)
-                break
-        else:
-            raise TookNoHold(f"the queues have no room, asked {ASKED_MAX} times")
-        rig.cluster.delete_policy(self.policy)
+        give_room(rig, self.policy, "posting-")
+
+
+def give_room(rig: Rig, policy: str, prefix: str) -> None:
+    """Let full queues grow again, and take their policy away. Raises TookNoHold when they do not.
+
+    First room, then no policy: RabbitMQ tells publishers that a queue takes messages again only as its length falls
+    below a limit, so without one they would be refused until they open another channel.
+    """
+    for more in range(ASKED_MAX):
+        # A queue that is electing a leader misses a policy; the same one once more would be no change.
+        rig.cluster.set_policy(policy, f"^{prefix}", {"max-length": ROOM + more, "overflow": "reject-publish"})
+        with contextlib.suppress(TookNoHold):
+            wait_until("the queues have room", lambda: have_room(rig.cluster.queues(), prefix), seconds=ROOM_SECONDS)
+            rig.cluster.delete_policy(policy)
+            return
+    raise TookNoHold(f"the queues have no room, asked {ASKED_MAX} times")
 
 
 def _length_max(queue: Mapping[str, Any]) -> int | None:
@@ -184,9 +188,9 @@ def _length_max(queue: Mapping[str, Any]) -> int | None:
     return definition.get("max-length") if isinstance(definition, Mapping) else None
 
 
-def have_room(queues: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether every posting queue may grow again. What waits in them is no matter: traffic goes on."""
-    limits = [_length_max(queue) for queue in queues if queue["name"].startswith("posting-")]
+def have_room(queues: Sequence[Mapping[str, Any]], prefix: str) -> bool:
+    """Whether every queue of this prefix may grow again. What waits in them is no matter: traffic goes on."""
+    limits = [_length_max(queue) for queue in queues if queue["name"].startswith(prefix)]
     return bool(limits) and all(limit is not None and limit >= ROOM for limit in limits)
 
 
@@ -236,37 +240,6 @@ class MemoryAlarm(_Alarm):
     alarm = "mem_alarm"
 
 
-class CloseConnections(Fault):
-    """The broker closes every connection (320, CONNECTION_FORCED), confirms outstanding or not."""
-
-    name = "close-broker-connections"
-    numbers = ("F16", "F39")
-    fault_class = "connections closed by the broker"
-    touches = frozenset({"broker", "broker-links"})
-    rides_out = True
-    goal_seconds = 10.0
-
-    def inject(self, rig: Rig, rng: random.Random) -> None:
-        names = self.needs(
-            "connections are known",
-            lambda: [c["name"] for c in rig.cluster.api("GET", "connections").json() if c.get("user") == "bankcore"],
-        )
-        closed = [name for name in names if _close(rig, name)]
-        self.needs("connections were closed", lambda: closed, seconds=0)
-        self.proved(f"{len(closed)} connections of the application closed by the broker")
-
-
-def _close(rig: Rig, name: str) -> bool:
-    try:
-        rig.cluster.api("DELETE", f"connections/{urllib.parse.quote(name, safe='')}")
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code != httpx.codes.NOT_FOUND:
-            raise
-        # It has ended by itself since the list was made.
-        return False
-    return True
-
-
 FAULTS: list[type[Fault]] = [
     PurgeQueues,
     DeleteQueues,
@@ -274,5 +247,4 @@ FAULTS: list[type[Fault]] = [
     FullQueues,
     DiskAlarm,
     MemoryAlarm,
-    CloseConnections,
 ]
