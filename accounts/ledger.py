@@ -1,6 +1,7 @@
 """The only writer of the journal and of balances. It knows movements and references, and nothing of transfers."""
 
 from collections.abc import Sequence
+from itertools import count
 from typing import NamedTuple
 from uuid import UUID
 
@@ -33,6 +34,9 @@ def post(movements: Sequence[Movement]) -> list[str]:
     first_of: dict[str, int] = {}
     for index, movement in enumerate(movements):
         first_of.setdefault(movement.reference, index)
+    if len(first_of) == len(movements):
+        with transaction.atomic(savepoint=False):
+            return _post_distinct(movements)
     distinct = [movements[index] for index in first_of.values()]
     with transaction.atomic(savepoint=False):
         outcomes = dict(zip(first_of, _post_distinct(distinct), strict=True))
@@ -45,15 +49,19 @@ def post(movements: Sequence[Movement]) -> list[str]:
 def _post_distinct(movements: Sequence[Movement]) -> list[str]:
     if not movements:
         return []
-    accounts = sorted({m.debit_account for m in movements} | {m.credit_account for m in movements})
-    position = {account: index for index, account in enumerate(accounts, start=1)}
+    references, debit_accounts, credit_accounts, amounts, currencies = map(list, zip(*movements, strict=True))
+    # By their numbers: hashing and comparing UUIDs is Python code, and would be most of the work here.
+    debits, credits = [account.int for account in debit_accounts], [account.int for account in credit_accounts]
+    accounts = dict(zip(debits + credits, debit_accounts + credit_accounts, strict=True))
+    in_order = sorted(accounts)
+    position = dict(zip(in_order, count(1)))
     arguments = (
-        accounts,
-        [position[m.debit_account] for m in movements],
-        [position[m.credit_account] for m in movements],
-        [m.amount_minor for m in movements],
-        [m.currency for m in movements],
-        [m.reference for m in movements],
+        [accounts[number] for number in in_order],
+        [position[number] for number in debits],
+        [position[number] for number in credits],
+        amounts,
+        currencies,
+        references,
     )
     sql = "SELECT ledger_post(%b::uuid[], %b::int[], %b::int[], %b::bigint[], %b::text[], %b::text[])"
     return list(fetch_all(sql, arguments)[0][0])

@@ -31,6 +31,7 @@ class Account(models.Model):
     """A place for money in one currency. `posted_minor` is credits minus debits: the bank's debt to the holder.
 
     `limit_minor` is how far below zero the account may go (0: not at all; NULL: without limit, for the bank's own).
+    The currency (three capital letters) never changes: a trigger looks at it when the account is opened.
     """
 
     class Status(models.TextChoices):
@@ -64,7 +65,6 @@ class Account(models.Model):
     class Meta:
         ordering = ["-id"]
         constraints = [
-            models.CheckConstraint(condition=Q(currency__regex=r"^[A-Z]{3}$"), name="account_currency"),
             models.CheckConstraint(condition=Q(status__in=["open", "frozen", "closed"]), name="account_status"),
             models.CheckConstraint(condition=Q(held_minor__gte=0), name="account_held"),
             models.CheckConstraint(

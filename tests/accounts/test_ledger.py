@@ -275,6 +275,39 @@ def test_lines_in_another_currency_or_without_an_account_are_refused(accounts):
     assert entry.lines.count() == 0
 
 
+def test_one_bad_line_among_many_of_several_currencies_is_found(accounts):
+    """Entries far apart, with others' lines between them, and both currencies in one statement."""
+    alice, bob = accounts(100, 0)
+    dollars, more = accounts(100, 0, currency="USD")
+    first, other = (JournalEntry.objects.create(reference=f"r:{i}", currency=c) for i, c in enumerate(["EUR", "USD"]))
+    ledger.post([pay(alice, bob, 1, f"between:{i}") for i in range(20)])
+    last = JournalEntry.objects.create(reference="r:2", currency="EUR")
+
+    def write(*, wrong=None, missing=None):
+        pairs = [(first, alice, bob), (other, dollars, more), (last, wrong or bob, missing or alice)]
+        lines = [(e, a, side) for e, debit, credit in pairs for a, side in ((debit, "D"), (credit, "C"))]
+        with transaction.atomic():
+            JournalLine.objects.bulk_create(
+                JournalLine(entry_id=e.pk, account=a, number=900 + i, side=s, amount_minor=5, balance_after_minor=0)
+                for i, (e, a, s) in enumerate(lines)
+            )
+
+    for bad in ({"wrong": dollars}, {"missing": Account(id=new_id())}):
+        with pytest.raises(IntegrityError, match=f"entry {last.pk} has a line in another currency or without"):
+            write(**bad)
+    write()
+
+    assert [entry.lines.count() for entry in (first, other, last)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("currency", ["eur", "EU", "E1R", ""])
+def test_an_account_is_opened_in_a_currency(currency):
+    with pytest.raises(IntegrityError, match="is no currency") as refused, transaction.atomic():
+        Account.objects.create(id=new_id(), currency=currency)
+
+    assert refused.value.__cause__.diag.constraint_name == "account_currency"
+
+
 def test_the_database_refuses_a_balance_beyond_the_limit(accounts):
     (alice,) = accounts(100, limit_minor=50)
 
