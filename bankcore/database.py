@@ -10,6 +10,8 @@ from typing import Any
 import psycopg
 from django.db import connection
 
+from bankcore.columns import pack_all
+
 
 @contextmanager
 def plain_cursor() -> Iterator[psycopg.Cursor[Any]]:
@@ -22,13 +24,13 @@ def plain_cursor() -> Iterator[psycopg.Cursor[Any]]:
 def fetch_all(sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
     """Run one prepared statement and return its rows."""
     with plain_cursor() as cursor:
-        return cursor.execute(sql, params, prepare=True, binary=True).fetchall()
+        return cursor.execute(sql, pack_all(params), prepare=True, binary=True).fetchall()
 
 
 def execute(sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> int:
     """Run one prepared statement and return how many rows it touched."""
     with plain_cursor() as cursor:
-        return cursor.execute(sql, params, prepare=True).rowcount
+        return cursor.execute(sql, pack_all(params), prepare=True).rowcount
 
 
 def open_session(name: str) -> psycopg.Connection[Any]:

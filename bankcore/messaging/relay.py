@@ -15,6 +15,7 @@ import psycopg
 from django.conf import settings
 
 from bankcore import metrics
+from bankcore.columns import pack_all
 from bankcore.database import open_session
 from bankcore.messaging.broker import declare_topology, rotated
 from bankcore.messaging.due import DueEvents, Row
@@ -142,7 +143,7 @@ class Relay:
 
     def _mark(self, database: psycopg.Connection, event_ids: Sequence[int], attempts: dict[int, int]) -> None:
         if event_ids:
-            database.execute(_MARK, (list(event_ids), [attempts[i] for i in event_ids]), prepare=True)
+            database.execute(_MARK, pack_all((list(event_ids), [attempts[i] for i in event_ids])), prepare=True)
 
     def _reopen(self) -> None:
         """Leave a channel to which a queue was full, now and then.
