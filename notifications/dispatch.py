@@ -47,12 +47,13 @@ def dispatch(event_ids: Iterable[int]) -> int:
     In-app notifications are delivered by being there. Safe to repeat: the unique constraint keeps one of each.
     """
     facts = load_facts(event_ids)
-    hooks = draft_deliveries(facts, [_concerned(fact) for fact in facts])
-    wishes = _wishes(facts)
+    concerned = [_concerned(fact) for fact in facts]
+    hooks = draft_deliveries(facts, concerned)
+    wishes = _wishes({customer for customers in concerned for customer in customers})
     new = [
-        _compose(fact, wish, paying=customer == fact.debit_customer)
-        for fact in facts
-        for customer in _concerned(fact)
+        _compose(fact, wish, paying=wish[0] == fact.debit_customer)
+        for fact, customers in zip(facts, concerned, strict=True)
+        for customer in customers
         for wish in wishes.get(customer, ())
     ]
     if not new and not hooks:
@@ -66,28 +67,28 @@ def dispatch(event_ids: Iterable[int]) -> int:
 
 
 def _concerned(fact: TransferFact) -> list[UUID]:
-    sides = [fact.debit_customer]
-    if fact.type in _RECEIVER_TYPES:
-        sides.append(fact.credit_customer)
-    return list(dict.fromkeys(side for side in sides if side is not None))
+    """Name the customers who may hear of it, the one who pays first, each once."""
+    pays, receives = fact.debit_customer, fact.credit_customer
+    sides = [] if pays is None else [pays]
+    if receives is not None and fact.type in _RECEIVER_TYPES and receives != pays:
+        sides.append(receives)
+    return sides
 
 
-class _Wish(NamedTuple):
-    customer: UUID
-    channel: str
-    address: str
-
-
+# Customer, channel, address.
+_Wish = tuple[UUID, str, str]
+# One look into the index for each, whatever the planner believes of the array.
 _WISHES = """
-SELECT customer, channel, address FROM notifications_subscription WHERE customer = ANY(%b::uuid[]) ORDER BY id DESC
+SELECT s.customer, s.channel, s.address
+  FROM unnest(%b::uuid[]) AS c(id)
+ CROSS JOIN LATERAL (SELECT * FROM notifications_subscription WHERE customer = c.id ORDER BY id DESC OFFSET 0) AS s
 """
 
 
-def _wishes(facts: Sequence[TransferFact]) -> dict[UUID, list[_Wish]]:
-    customers = {customer for fact in facts for customer in _concerned(fact)}
+def _wishes(customers: Iterable[UUID]) -> dict[UUID, list[_Wish]]:
     wishes: dict[UUID, list[_Wish]] = {}
     for row in fetch_all(_WISHES, (list(customers),)):
-        wishes.setdefault(row[0], []).append(_Wish._make(row))
+        wishes.setdefault(row[0], []).append((row[0], row[1], row[2]))
     return wishes
 
 
@@ -96,15 +97,8 @@ def _compose(fact: TransferFact, wish: _Wish, *, paying: bool) -> Draft:
     what = f"Your transfer of {amount} {_WORDS.get(fact.type, 'changed')}" if paying else f"You received {amount}"
     why = f"\nReason: {fact.reason.replace('_', ' ')}." if fact.reason else ""
     for_what = f"\nReference: {fact.reference}" if fact.reference else ""
-    return Draft(
-        event=fact.event_id,
-        recipient=wish.customer,
-        channel=wish.channel,
-        address=wish.address,
-        transfer=fact.transfer,
-        title=f"{what}.",
-        text=f"{what}.{why}{for_what}\nTransfer: {fact.transfer}",
-    )
+    text = f"{what}.{why}{for_what}\nTransfer: {fact.transfer}"
+    return Draft(fact.event_id, *wish, fact.transfer, f"{what}.", text)
 
 
 _INSERT = """

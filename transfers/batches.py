@@ -127,6 +127,8 @@ def _unreadable(row: Any) -> str:
     """Say why a row is not even looked at: its line could not be read, or it would be wrong in very many places."""
     if isinstance(row, BrokenRow):
         return str(row)
+    if type(row) is dict and len(row) <= ROW_FIELDS_MAX and "metadata" not in row:
+        return ""
     metadata = row.get("metadata") if isinstance(row, dict) else None
     sizes = [len(part) for part in (row, metadata) if isinstance(part, dict | list)]
     return f"It has more than {ROW_FIELDS_MAX} fields." if max(sizes, default=0) > ROW_FIELDS_MAX else ""

@@ -128,6 +128,8 @@ _NOT_OPEN: Mapping[str, type[BankError]] = {
 def refusal(order: TransferOrder, accounts: Accounts, client: Client) -> BankError | None:
     """Say why the order cannot be taken now, if so. The credit account may be anyone's."""
     debit, credit = accounts.get(order.debit_account), accounts.get(order.credit_account)
+    if debit and credit and client.may_use(debit.customer_id) and _may_take_part(order.currency, debit, credit):
+        return too_late(order)
     if debit is not None and not client.may_use(debit.customer_id):
         debit = None
     if debit is None or credit is None:
@@ -141,12 +143,18 @@ def refusal(order: TransferOrder, accounts: Accounts, client: Client) -> BankErr
     return too_late(order)
 
 
+def _may_take_part(currency: str, debit: AccountFacts, credit: AccountFacts) -> bool:
+    return debit.status == credit.status == "open" and debit.currency == credit.currency == currency
+
+
 def _refused(kind: type[BankError], fields: list[str]) -> BankError:
     return kind(errors=[FieldError(field, kind.code, f"{kind.title}.") for field in fields])
 
 
 def too_late(order: TransferOrder) -> BankError | None:
     """Refuse days and moments that have passed; checked here and not with the form, because repetitions are exempt."""
+    if order.execute_on is None and order.expires_at is None:
+        return None
     errors, now = [], datetime.now(UTC)
     if order.execute_on is not None and order.execute_on < now.date():
         errors.append(FieldError("execute_on", "in_the_past", "Give today or a later day (UTC)."))

@@ -35,8 +35,8 @@ def _post(transfer_ids: Sequence[UUID]) -> int:
     if not claimed:
         return 0
     live = [c for c in claimed if not c.expired]
-    outcomes = dict(zip((c.id for c in live), ledger.post([_movement(c) for c in live]), strict=True))
-    changes = [_change(c, outcomes.get(c.id, "expired")) for c in claimed]
+    outcomes = iter(ledger.post([_movement(c) for c in live]))
+    changes = [_change(c, "expired" if c.expired else next(outcomes)) for c in claimed]
 
     # From here on every transfer has its answer: the entries are already written.
     events.move_and_tell(claimed, changes)
@@ -45,12 +45,9 @@ def _post(transfer_ids: Sequence[UUID]) -> int:
 
 
 def _movement(claimed: Claimed) -> ledger.Movement:
+    reference = f"transfer:{claimed.id}"
     return ledger.Movement(
-        reference=f"transfer:{claimed.id}",
-        debit_account=claimed.debit_account,
-        credit_account=claimed.credit_account,
-        amount_minor=claimed.amount_minor,
-        currency=claimed.currency,
+        reference, claimed.debit_account, claimed.credit_account, claimed.amount_minor, claimed.currency
     )
 
 
@@ -61,11 +58,8 @@ def _change(claimed: Claimed, outcome: str) -> Change:
 
 
 def _measure(claimed: Sequence[Claimed], changes: Sequence[Change]) -> None:
-    now = timezone.now()
-    post, end_to_end = metrics.stage_seconds.labels("post").observe, metrics.stage_seconds.labels("end_to_end").observe
-    for transfer, change in zip(claimed, changes, strict=True):
-        post((now - transfer.updated_at).total_seconds())
-        if change.status is Status.POSTED:
-            end_to_end((now - transfer.created_at).total_seconds())
+    now, posted = timezone.now(), [t for t, c in zip(claimed, changes, strict=True) if c.status is Status.POSTED]
+    metrics.stage_seconds.labels("post").observe_since((transfer.updated_at for transfer in claimed), now)
+    metrics.stage_seconds.labels("end_to_end").observe_since((transfer.created_at for transfer in posted), now)
     metrics.batch_size.labels("post").observe(len(claimed))
     metrics.count_transfers((str(change.status), change.reason) for change in changes)

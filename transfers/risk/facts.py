@@ -42,7 +42,11 @@ def _recent_debits(transfers: Sequence[Claimed]) -> dict[UUID, int]:
         return {}
     earliest: dict[UUID, datetime] = {}
     for t in transfers:
-        earliest[t.debit_account] = min(t.created_at, earliest.get(t.debit_account, t.created_at))
+        known = earliest.get(t.debit_account)
+        if known is None or t.created_at < known:
+            earliest[t.debit_account] = t.created_at
     window = timedelta(seconds=settings.RISK_VELOCITY_WINDOW_SECONDS)
-    since = [oldest_id_at(moment - window) for moment in earliest.values()]
+    # A batch was created at one moment.
+    oldest = {moment: oldest_id_at(moment - window) for moment in set(earliest.values())}
+    since = [oldest[moment] for moment in earliest.values()]
     return dict(fetch_all(_RECENT, (settings.RISK_VELOCITY_COUNT + 1, list(earliest), since)))

@@ -27,8 +27,7 @@ class Limits:
     velocity_count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What is known of one transfer when it is screened."""
 
     amount_minor: int
@@ -63,7 +62,7 @@ RULES: Sequence[Callable[[Facts, Limits], Opinion]] = (deny_list, amount, veloci
 
 def assess(facts: Facts, limits: Limits) -> tuple[Outcome, list[str]]:
     """Ask every rule; return the most severe outcome and the reasons of all that did not approve."""
-    opinions = [
-        opinion for opinion in (rule(facts, limits) for rule in RULES) if opinion.outcome is not Outcome.APPROVE
-    ]
-    return max((o.outcome for o in opinions), default=Outcome.APPROVE), [o.reason for o in opinions]
+    opinions = [opinion for rule in RULES if (opinion := rule(facts, limits)).outcome is not Outcome.APPROVE]
+    if not opinions:
+        return Outcome.APPROVE, []
+    return max(opinion.outcome for opinion in opinions), [opinion.reason for opinion in opinions]
