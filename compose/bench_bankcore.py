@@ -39,10 +39,10 @@ DRAIN_SECONDS_MAX = 300.0
 QUIET_LOOKS = 15
 
 # Each part is answered from an index: looking must not slow down what is looked at.
-_UNDERWAY = "SELECT count(*) FROM transfers_opentransfer WHERE status IN ('accepted', 'approved')"
+_UNDERWAY = "SELECT EXISTS (SELECT FROM transfers_opentransfer WHERE status IN ('accepted', 'approved'))"
 _TO_DO = """
-SELECT (SELECT count(*) FROM messaging_event WHERE published_at IS NULL),
-       (SELECT count(*) FROM notifications_notification WHERE state = 'pending'),
+SELECT EXISTS (SELECT FROM messaging_owed),
+       EXISTS (SELECT FROM notifications_notification WHERE state = 'pending'),
        (SELECT coalesce(max(id), 0) FROM notifications_notification)
 """
 _POSTED_SINCE = """

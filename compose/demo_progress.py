@@ -15,7 +15,7 @@ LOOK_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 2.0
 STOP_SECONDS_MAX = 10.0
 
-# One pass over the transfers; the two others are answered from small partial indexes.
+# One pass over the transfers; the others are answered from what is small.
 _COUNTS = """
 SELECT count(*),
        count(*) FILTER (WHERE status <> 'accepted'),
@@ -23,7 +23,7 @@ SELECT count(*),
        count(*) FILTER (WHERE status IN ('accepted', 'approved')),
        (SELECT count(*) FROM notifications_notification WHERE state = 'delivered'),
        (SELECT count(*) FROM notifications_notification WHERE state = 'pending'),
-       (SELECT count(*) FROM messaging_event WHERE published_at IS NULL)
+       (SELECT count(*) FROM messaging_owed)
   FROM transfers_transfer
 """
 

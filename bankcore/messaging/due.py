@@ -1,15 +1,17 @@
 """What the relay reads next: events that are due, in the order of their ids, without wading through those that wait.
 
-Two partial indexes keep the read as small as its answer. One holds the events that were due when they were written, by
-id; the other those that were put off (scheduled, retried, swept), by the moment they come due, so that a hundred
-thousand of next month's cost nothing today.
+No index says what is owed, because marking an event as published would then touch every index of the table. Lots say
+it: a trigger writes one row for each statement that writes events (migration 0008), with the range of their ids and the
+moment they come due, in the same transaction; so a lot is seen when its events are. The relay looks within the lots
+that are due, and removes them when what it read is marked. A hundred thousand events of next month are not due,
+and cost nothing today.
 
 A queue that refuses is held back for a while. Its events stay where they are, and would fill the read: so the read
 goes on behind them.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -17,53 +19,79 @@ from typing import NamedTuple
 import psycopg
 from django.conf import settings
 
+from bankcore.columns import pack_all
+
 HOLD_SECONDS_MIN = 0.1
 HOLD_SECONDS_MAX = 1.0
 # While a queue is held back: how many pages are looked through in one go, and how often from the very beginning.
 PAGES_MAX = 50
 REREAD_SECONDS = 30.0
+# More lots than this are put together.
+LOTS_MAX = 500
 # An event may be committed some time after its id was drawn (statements and idle transactions are cut off far below
 # this). What is younger is never passed over, or an event could be overtaken by a later one of its account.
 SETTLED = timedelta(seconds=180)
 
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+_FAR_AWAY = datetime(9999, 1, 1, tzinfo=UTC)
+_ID_MAX = 2**63 - 2
 
-# The conditions are those of the indexes, to the letter (models.Event.Meta); the clock is that of the statement, as an
-# index can be searched by nothing that changes while it is read.
+_LOTS = """
+SELECT id, first_event, last_event, due_at FROM messaging_lot
+ WHERE due_at <= statement_timestamp() ORDER BY first_event
+"""
+# The ranges come in order and do not overlap: so the order is that of the ids, and nothing comes twice.
 DUE = """
-(SELECT id, type, partition_key, subject, attempt, NULL::timestamptz AS since, false AS put_off,
-        created_at < statement_timestamp() - %s AS settled
-   FROM messaging_event
-  WHERE published_at IS NULL AND due_at <= created_at AND id > %s
-  ORDER BY id LIMIT %s)
-UNION ALL
-(SELECT id, type, partition_key, subject, attempt, due_at AS since, true AS put_off,
-        due_at < statement_timestamp() - %s AS settled
-   FROM messaging_event
-  WHERE published_at IS NULL AND due_at > created_at AND due_at <= statement_timestamp() AND (due_at, id) > (%s, %s)
-  ORDER BY due_at, id LIMIT %s)
+SELECT e.id, e.type, e.partition_key, e.subject, e.attempt, greatest(e.created_at, e.due_at) AS since,
+       greatest(e.created_at, e.due_at) < statement_timestamp() - %b AS settled
+  FROM unnest(%b::bigint[], %b::bigint[]) AS lot(first, last)
+ CROSS JOIN LATERAL (
+       SELECT id, type, partition_key, subject, attempt, created_at, due_at FROM messaging_event
+        WHERE id BETWEEN lot.first AND lot.last AND published_at IS NULL AND due_at <= statement_timestamp()
+        ORDER BY id) AS e
+ LIMIT %b
+"""
+_FORGET = "DELETE FROM messaging_lot WHERE id = ANY(%b::bigint[]) AND last_event <= %b::bigint"
+_SHORTEN = (
+    "UPDATE messaging_lot SET first_event = %b::bigint + 1 WHERE id = ANY(%b::bigint[]) AND first_event <= %b::bigint"
+)
+_MERGE = """
+WITH taken AS (
+    DELETE FROM messaging_lot WHERE due_at <= statement_timestamp() RETURNING first_event, last_event, due_at
+)
+INSERT INTO messaging_lot (first_event, last_event, due_at)
+SELECT lower(merged.ids), upper(merged.ids) - 1, merged.due_at
+  FROM (SELECT unnest(range_agg(int8range(first_event, last_event + 1))) AS ids, min(due_at) AS due_at
+          FROM taken) AS merged
 """
 
 
+class Range(NamedTuple):
+    """A lot as it was read."""
+
+    id: int
+    first: int
+    last: int
+    due_at: datetime
+
+
 class Row(NamedTuple):
-    """A due event, and since when if it was put off. `settled`: nothing written before it can still be committed."""
+    """A due event, and since when. `settled`: nothing written before it can still be committed."""
 
     id: int
     type: str
     partition_key: str
     subject: str
     attempt: int
-    since: datetime | None
-    put_off: bool
+    since: datetime
     settled: bool
 
 
 class Place(NamedTuple):
-    """How far a read has come in both indexes."""
+    """How far a read has come: up to an id, in the lots that were due by a moment."""
 
     id: int = 0
-    due_at: datetime = _LONG_AGO
-    due_id: int = 0
+    due_by: datetime = _LONG_AGO
 
 
 @dataclass
@@ -82,9 +110,12 @@ class DueEvents:
         self._holds: dict[str, Hold] = {}
         self._passed = Place()
         self._reread_at = 0.0
+        self._lots: list[Range] = []
+        self._read_up_to = 0
 
     def read(self, database: psycopg.Connection) -> list[Row]:
         """Read what is due for queues that are not held back, sorted by id."""
+        self._lots = self._due_lots(database)
         if not self._holds:
             return sorted(self._page(database, Place()))
         now = time.monotonic()
@@ -96,17 +127,20 @@ class DueEvents:
         on_trial = [row for row in page if self._is_on_trial(row, left_alone)]
         found = self._not_held(page)
         passing = self._passed != Place() or self._may_be_passed(page)
-        place = self._passed if self._passed != Place() else _end(Place(), page)
+        passed = self._passed if self._passed != Place() else _end(Place(), page)
+        place = passed
         for _ in range(PAGES_MAX):
             if len(found) >= self.events_max or not self._is_full(page):
                 break
             if passing:
-                self._passed = place
+                self._passed = passed
             page = self._page(database, place)
             found += self._not_held(page)
             passing = passing and self._may_be_passed(page)
-            place = _end(place, page)
-        return sorted(on_trial + found)
+            passed = _end(passed, page)
+            place = Place(passed.id, _FAR_AWAY)
+        # What has come due in a part that is passed over may stand in the first page as well.
+        return sorted({*on_trial, *found})
 
     def refuse(self, queue: str) -> None:
         """Leave this queue alone for a while, longer each time it refuses again."""
@@ -127,15 +161,38 @@ class DueEvents:
             return None
         return max(0.0, min(hold.until for hold in self._holds.values()) - time.monotonic())
 
+    def forget_done(self, database: psycopg.Connection) -> None:
+        """Remove the lots that were read, as far as they were read; call when all that was read is marked.
+
+        What was made due again meanwhile has a lot of its own, and so has what was committed after the lots were read.
+        """
+        if self._holds or not self._lots:
+            return
+        seen = [lot.id for lot in self._lots]
+        database.execute(_FORGET, pack_all((seen, self._read_up_to)), prepare=True)
+        if self._read_up_to < _ID_MAX:
+            database.execute(_SHORTEN, pack_all((self._read_up_to, seen, self._read_up_to)), prepare=True)
+
+    def _due_lots(self, database: psycopg.Connection) -> list[Range]:
+        for _ in range(2):
+            lots = [Range._make(row) for row in database.execute(_LOTS, prepare=True)]
+            if len(lots) <= LOTS_MAX:
+                break
+            database.execute(_MERGE, prepare=True)
+        return lots
+
     def _page(self, database: psycopg.Connection, place: Place) -> list[Row]:
-        limit = self.events_max
-        parameters = (SETTLED, place.id, limit, SETTLED, place.due_at, place.due_id, limit)
-        rows = database.execute(DUE, parameters, prepare=True).fetchall()
-        return [Row._make(row) for row in rows]
+        ranges = list(_joined(_behind(place, self._lots)))
+        if not ranges:
+            self._read_up_to = _ID_MAX
+            return []
+        parameters = pack_all((SETTLED, [first for first, _ in ranges], [last for _, last in ranges], self.events_max))
+        page = [Row._make(row) for row in database.execute(DUE, parameters, prepare=True)]
+        self._read_up_to = page[-1].id if self._is_full(page) else _ID_MAX
+        return page
 
     def _is_full(self, page: Sequence[Row]) -> bool:
-        put_off = sum(row.put_off for row in page)
-        return put_off >= self.events_max or len(page) - put_off >= self.events_max
+        return len(page) >= self.events_max
 
     def _not_held(self, page: Sequence[Row]) -> list[Row]:
         return [row for row in page if self._queue(row) not in self._holds]
@@ -153,6 +210,27 @@ class DueEvents:
 
 
 def _end(place: Place, page: Sequence[Row]) -> Place:
-    last_id = max((row.id for row in page if not row.put_off), default=place.id)
-    due_at, due_id = max(((row.since, row.id) for row in page if row.since), default=(place.due_at, place.due_id))
-    return Place(last_id, due_at, due_id)
+    return Place(
+        max((row.id for row in page), default=place.id), max((row.since for row in page), default=place.due_by)
+    )
+
+
+def _behind(place: Place, lots: Sequence[Range]) -> Iterator[tuple[int, int]]:
+    for lot in lots:
+        first = lot.first if lot.due_at > place.due_by else max(lot.first, place.id + 1)
+        if first <= lot.last:
+            yield first, lot.last
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Make one range of those that overlap or touch, in order."""
+    joined: tuple[int, int] | None = None
+    for first, last in sorted(ranges):
+        if joined is None or first > joined[1] + 1:
+            if joined is not None:
+                yield joined
+            joined = first, last
+        else:
+            joined = joined[0], max(joined[1], last)
+    if joined is not None:
+        yield joined

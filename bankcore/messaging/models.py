@@ -4,7 +4,14 @@ from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import F, Q
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now
+
+
+class EventQuerySet(models.QuerySet["Event"]):
+    def owed(self) -> "EventQuerySet":
+        """What the relay still owes the broker, due or not, without reading the whole history."""
+        return self.filter(pk__in=RawSQL("SELECT id FROM messaging_owed", ()))
 
 
 class Event(models.Model):
@@ -25,21 +32,37 @@ class Event(models.Model):
     attempt = models.SmallIntegerField(default=0, db_default=0)
     published_at = models.DateTimeField(null=True, blank=True)
 
+    objects = EventQuerySet.as_manager()
+
     class Meta:
         ordering = ["-id"]
         indexes = [
-            # What the relay owes the broker, in two parts: see messaging/due.py, whose conditions are these.
-            models.Index(fields=["id"], condition=Q(published_at=None, due_at__lte=F("created_at")), name="event_owed"),
-            models.Index(
-                fields=["due_at", "id"],
-                condition=Q(published_at=None, due_at__gt=F("created_at")),
-                name="event_put_off",
-            ),
+            # No index holds what delivery changes (due_at, attempt, published_at), so marking touches none. What is
+            # owed is found by Lot.
             models.Index(fields=["subject", "id"], name="event_subject"),
         ]
 
     def __str__(self) -> str:
         return f"{self.type} #{self.pk}"
+
+
+class Lot(models.Model):
+    """A range of events of which some may be owed to the broker, and from when on; see messaging/due.py.
+
+    Triggers on messaging_event write it (migration 0008), the relay removes it, and nobody else does either.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    first_event = models.BigIntegerField()
+    last_event = models.BigIntegerField()
+    due_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["id"]
+        indexes = [models.Index(fields=["due_at"], name="lot_due")]
+
+    def __str__(self) -> str:
+        return f"events {self.first_event} to {self.last_event}"
 
 
 class DeadLetter(models.Model):

@@ -88,10 +88,13 @@ class Relay:
         """Deliver what is due, or sleep until something may be."""
         rows = self.due.read(database)
         if not rows:
+            self.due.forget_done(database)
             self._sleep(database)
             return
         try:
             unsent = self.deliver(database, rows)
+            if not unsent:
+                self.due.forget_done(database)
         except psycopg.Error:
             raise
         except Exception as error:
@@ -116,7 +119,8 @@ class Relay:
         """
         attempts = {row.id: row.attempt for row in rows}
         # Events that no queue hears of (account.opened) are delivered by being there.
-        self._mark(database, [row.id for row in rows if row.type not in settings.TOPOLOGY_ROUTES], attempts)
+        routes = settings.TOPOLOGY_ROUTES
+        self._mark(database, [row.id for row in rows if row.type not in routes], attempts)
         lanes = _lanes(rows)
         waves = max((len(lane) for lane in lanes.values()), default=0)
         refused: set[str] = set()
@@ -205,13 +209,13 @@ class Relay:
 
 def _lanes(rows: Sequence[Row]) -> dict[str, list[TaskMessage]]:
     """Sort events into messages of at most MESSAGE_IDS_MAX ids, per queue, in id order."""
-    topology, routes, ids_max = settings.TOPOLOGY, settings.TOPOLOGY_ROUTES, settings.MESSAGE_IDS_MAX
+    queue_of, routes, ids_max = settings.TOPOLOGY.queue_of, settings.TOPOLOGY_ROUTES, settings.MESSAGE_IDS_MAX
     lanes: dict[str, list[TaskMessage]] = defaultdict(list)
     for row in rows:
         route = routes.get(row.type)
         if route is None:
             continue
-        queue = topology.queue_of(route, row.partition_key)
+        queue = queue_of(route, row.partition_key)
         lane = lanes[queue]
         last = lane[-1] if lane else None
         if last is None or len(last.ids) >= ids_max or last.task != route.task:

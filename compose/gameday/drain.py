@@ -14,7 +14,7 @@ LOOK_SECONDS = 0.5
 TOTAL_SECONDS_MAX = 3_600.0
 _OWED = """
 SELECT (SELECT count(*) FROM transfers_transfer WHERE status IN ('accepted', 'approved')),
-       (SELECT count(*) FROM messaging_event WHERE published_at IS NULL),
+       (SELECT count(*) FROM messaging_owed),
        (SELECT count(*) FROM notifications_notification WHERE state = 'pending'),
        (SELECT count(*) FROM notifications_webhookdelivery WHERE state = 'pending')
 """

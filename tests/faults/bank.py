@@ -197,7 +197,7 @@ class Bank:
         """Whether everything has come to an end or a waiting room, and every event and notification has left."""
         sql = """
             SELECT (SELECT count(*) FROM transfers_transfer WHERE status IN ('accepted', 'approved'))
-                 + (SELECT count(*) FROM messaging_event WHERE published_at IS NULL)
+                 + (SELECT count(*) FROM messaging_owed)
                  + (SELECT count(*) FROM notifications_notification WHERE state = 'pending')
         """
         return bool(eventually(lambda: self.rows(sql)[0][0] == 0))

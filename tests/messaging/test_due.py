@@ -5,9 +5,12 @@ from datetime import timedelta
 
 import pytest
 from django.db import connection
+from django.utils import timezone
 from kombu import Exchange, Queue
 
+from bankcore.database import open_session
 from bankcore.messaging import due, outbox, relay
+from bankcore.messaging.models import Event, Lot
 from bankcore.messaging.outbox import NewEvent
 from tests.messaging.test_relay import Stepping
 
@@ -31,7 +34,8 @@ def buffers(database):
     """Pages touched by one read of what is due, with the plan a prepared statement settles on."""
     limit = relay.EVENTS_MAX
     database.execute("SET plan_cache_mode = force_generic_plan")
-    parameters = (due.SETTLED, 0, limit, due.SETTLED, due._LONG_AGO, 0, limit)
+    ranges = database.execute("SELECT first_event, last_event FROM messaging_lot WHERE due_at <= now() ORDER BY 1")
+    parameters = (due.SETTLED, *map(list, zip(*ranges, strict=True)), limit)
     ((plan,),) = database.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + due.DUE, parameters, prepare=True)
     plan = plan if isinstance(plan, list) else json.loads(plan)
     return plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"]
@@ -152,3 +156,115 @@ def test_an_event_that_may_still_be_overtaken_is_not_passed_over(settings):
 
     assert events._passed == due.Place()
     stepping.close()
+
+
+# -- lots --------------------------------------------------------------------------------------------------------------
+
+
+def test_no_index_of_the_events_holds_what_delivery_changes():
+    """So that a mark is a HOT update: three of them for every transfer."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = 'messaging_event'::regclass")
+        indexes = [row[0] for row in cursor.fetchall()]
+
+    assert len(indexes) == 2
+    assert not [index for index in indexes for column in ("due_at", "attempt", "published_at") if column in index]
+
+
+@pytest.fixture
+def reader(broker):
+    stepping = Stepping()
+    yield stepping
+    stepping.close()
+
+
+def subjects(stepping):
+    return [row.subject for row in stepping.relay.due.read(stepping.database)]
+
+
+def test_what_is_committed_late_is_read_although_later_events_were_published(reader):
+    with open_session("a slow writer") as slow:
+        slow.autocommit = False
+        slow.execute(
+            "INSERT INTO messaging_event (type, partition_key, subject) VALUES ('account.opened', 'a', 'late')"
+        )
+        outbox.record([NewEvent("account.opened", "a", "early")])
+        reader.step()
+        assert list(Event.objects.owed()) == []
+        assert Lot.objects.count() == 0
+        slow.commit()
+
+    assert subjects(reader) == ["late"]
+
+
+def test_a_lot_goes_when_nothing_in_it_is_owed(reader):
+    outbox.record([NewEvent("account.opened", "a", str(n)) for n in range(5)])
+    outbox.record([NewEvent("account.opened", "a", "next month", due_at=timezone.now() + timedelta(days=30))])
+    assert Lot.objects.count() == 2
+
+    reader.step()
+
+    assert [lot.due_at > timezone.now() for lot in Lot.objects.all()] == [True]
+    assert [event.subject for event in Event.objects.owed()] == ["next month"]
+
+
+@pytest.mark.parametrize("again", [{"published_at": None}, {"published_at": None, "due_at": timezone.now()}])
+def test_an_event_that_is_owed_again_is_read_again_whoever_said_so(reader, again):
+    outbox.record([NewEvent("account.opened", "a", str(n)) for n in range(3)])
+    reader.step()
+
+    Event.objects.filter(subject="1").update(**again)
+
+    assert subjects(reader) == ["1"]
+
+
+def test_an_event_that_is_put_off_while_it_is_owed_leaves_the_others_of_its_lot(reader):
+    outbox.record([NewEvent("account.opened", "a", str(n)) for n in range(3)])
+    outbox.postpone(["account.opened"], ["1"], 3600)
+
+    assert subjects(reader) == ["0", "2"]
+    reader.step()
+    Event.objects.filter(subject="1").update(due_at=timezone.now())
+    assert subjects(reader) == ["1"]
+
+
+def test_the_lots_of_a_backlog_are_put_together_and_nothing_is_lost_or_read_twice(reader, monkeypatch):
+    monkeypatch.setattr(due, "LOTS_MAX", 20)
+    for number in range(30):
+        outbox.record([NewEvent("account.opened", "a", str(number))])
+    outbox.postpone(["account.opened"], ["7"], 3600)
+
+    everything = due.DueEvents(100).read(reader.database)
+
+    assert [lot.last_event - lot.first_event for lot in Lot.objects.order_by("due_at")] == [29, 0]
+    assert [row.subject for row in everything] == [str(n) for n in range(30) if n != 7]
+
+
+def test_a_backlog_is_read_page_by_page_and_what_is_done_is_not_read_again(reader, monkeypatch):
+    outbox.record([NewEvent("account.opened", "a", str(number)) for number in range(25)])
+    reader.relay.due = due.DueEvents(10)
+    lengths = []
+    for _ in range(3):
+        reader.step()
+        lengths += [lot.last_event - lot.first_event + 1 for lot in Lot.objects.all()]
+
+    assert lengths == [15, 5]
+    assert Event.objects.filter(published_at=None).count() == 0
+
+
+def test_what_comes_due_in_a_part_that_is_passed_over_is_read_nevertheless(reader, settings, monkeypatch):
+    monkeypatch.setattr(due, "SETTLED", timedelta(0))
+    monkeypatch.setattr(due, "HOLD_SECONDS_MIN", 60.0)
+    key, other_key = key_of(settings, "risk-0"), key_of(settings, "risk-1")
+    outbox.record([NewEvent("transfer.accepted", other_key, "tried again")])
+    outbox.postpone(["transfer.accepted"], ["tried again"], 3600)
+    outbox.record([NewEvent("transfer.accepted", key, str(n)) for n in range(30)])
+    events = due.DueEvents(10)
+    events.refuse("risk-0")
+    assert events.read(reader.database) == []
+    assert events.read(reader.database) == []
+    assert events._passed.id > 0
+
+    Event.objects.filter(subject="tried again").update(due_at=timezone.now())
+
+    assert [row.subject for row in events.read(reader.database)] == ["tried again"]

@@ -198,12 +198,11 @@ def test_the_database_is_asked_once_a_second(
 @pytest.mark.parametrize(
     ("sql", "index"),
     [
-        (health._OUTBOX, "event_owed"),
-        (health._OUTBOX, "event_put_off"),
+        (health._OUTBOX, "lot_due"),
         (health._OPEN_DEAD_LETTERS, "deadletter_open"),
     ],
 )
-def test_the_questions_use_the_partial_indexes(sql: str, index: str, accounts: SimpleNamespace) -> None:
+def test_the_questions_use_the_small_indexes(sql: str, index: str, accounts: SimpleNamespace) -> None:
     with connection.cursor() as cursor:
         # The tables are tiny here; what counts is that the planner may use the index, not that it must.
         cursor.execute("SET LOCAL enable_seqscan = off")
@@ -212,7 +211,8 @@ def test_the_questions_use_the_partial_indexes(sql: str, index: str, accounts: S
 
     assert index in plan
     assert "Seq Scan" not in plan
-    assert "_pkey" not in plan
+    # Events are read by ranges of their ids, within the lots.
+    assert "_pkey" not in plan.replace("messaging_event_pkey", "")
 
 
 def test_the_first_page_is_the_documentation(client: Client) -> None:

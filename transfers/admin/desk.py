@@ -108,7 +108,7 @@ def _waiting(request: HttpRequest) -> Iterable[Fact]:
             link = f"{transfers}?status__exact={status}"
             yield Fact(title, _shown(number), link, alarming=number > BACKLOG_ALARMING)
     if request.user.has_perm("messaging.view_event"):
-        owed = _number(Event.objects.filter(published_at=None, due_at__lte=timezone.now()))
+        owed = _number(Event.objects.owed().filter(due_at__lte=timezone.now()))
         link = f"{reverse('admin:messaging_event_changelist')}?delivery=owed"
         yield Fact("Events owed to the broker", _shown(owed), link, alarming=owed > BACKLOG_ALARMING)
     if request.user.has_perm("messaging.view_deadletter"):

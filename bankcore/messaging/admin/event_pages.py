@@ -45,7 +45,7 @@ class OwedFilter(admin.SimpleListFilter):
         return [("owed", "Owed to the broker")]
 
     def queryset(self, request: HttpRequest, queryset: "QuerySet[Event]") -> "QuerySet[Event]":
-        return queryset.filter(published_at=None) if self.value() == "owed" else queryset
+        return queryset & Event.objects.owed() if self.value() == "owed" else queryset
 
 
 @admin.register(Event)
