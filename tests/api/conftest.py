@@ -14,7 +14,9 @@ from django.test import Client as HttpClient
 from accounts.access import SCOPES, BearerAuthentication
 from accounts.models import Account, ApiToken, Customer
 from bankcore.messaging.models import Event
+from transfers import states
 from transfers.models import Batch, Transfer
+from transfers.states import Change, Status
 
 CUSTOMER_SCOPES = ["accounts:read", "accounts:write", "transfers:read", "transfers:write"]
 _numbers = count(1)
@@ -124,3 +126,9 @@ def assert_refused() -> Callable[..., dict[str, Any]]:
         return problem
 
     return check
+
+
+def move(transfer_id: str, *path: Status) -> None:
+    for status in path:
+        claimed = states.claim([Transfer.objects.get(id=transfer_id).id], status=list(Status))
+        states.move(claimed, [Change(claimed[0].id, status, "because" if status == Status.REJECTED else "")])

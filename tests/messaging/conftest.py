@@ -6,14 +6,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from django.contrib.auth import get_user_model
 from django.db import connection
 
+from bankcore.messaging import desk
+from bankcore.messaging.models import DeadLetter, Event
 from tests.messaging.broker_view import Broker
+from tests.messaging.desk_view import POST
+from transfers.parking import park_transfer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -79,3 +85,36 @@ def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@pytest.fixture
+def people():
+    users = get_user_model().objects
+    return [desk.actor_of(users.create_user(name, is_staff=True)) for name in ("olga", "otto")]
+
+
+@pytest.fixture
+def olga(people):
+    return people[0]
+
+
+@pytest.fixture
+def otto(people):
+    return people[1]
+
+
+@pytest.fixture
+def parked(accounts, make_transfer):
+    """Park a transfer the way the pipeline does, and return its letter."""
+    alice, bob = accounts(1000, 0)
+
+    def make(amount_minor=300, task=POST, debit=alice, credit=bob, **fields):
+        status = "approved" if task == POST else fields.pop("status", "accepted")
+        transfer = make_transfer(debit, credit, amount_minor, status, **fields)
+        Event.objects.update(published_at=datetime.now(UTC))
+        park_transfer(transfer.pk, task=task, error=ZeroDivisionError("a bug"), attempts=4)
+        Event.objects.update(published_at=datetime.now(UTC))
+        return DeadLetter.objects.get(subject=str(transfer.pk), state="open")
+
+    make.alice, make.bob = alice, bob
+    return make

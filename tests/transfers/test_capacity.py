@@ -74,10 +74,10 @@ def a_burst(transfers: int, approved_per_second: int, posted_per_second: int) ->
 @pytest.mark.django_db
 def test_rates_are_measured_while_work_stood_in_front_of_a_stage():
     assert measured_rates() == {}
-    a_burst(transfers=6000, approved_per_second=1500, posted_per_second=600)
+    a_burst(transfers=1500, approved_per_second=375, posted_per_second=150)
     rates = measured_rates()
-    assert rates["risk"] == pytest.approx(1500, rel=0.05)
-    assert rates["posting"] == pytest.approx(600, rel=0.05)
+    assert rates["risk"] == pytest.approx(375, rel=0.05)
+    assert rates["posting"] == pytest.approx(150, rel=0.05)
 
 
 @pytest.mark.django_db
