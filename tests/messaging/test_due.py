@@ -268,3 +268,13 @@ def test_what_comes_due_in_a_part_that_is_passed_over_is_read_nevertheless(reade
     Event.objects.filter(subject="tried again").update(due_at=timezone.now())
 
     assert [row.subject for row in events.read(reader.database)] == ["tried again"]
+
+
+def test_what_is_committed_while_the_relay_publishes_keeps_its_lot(reader):
+    outbox.record([NewEvent("account.opened", "a", "read")])
+    assert subjects(reader) == ["read"]
+    outbox.record([NewEvent("account.opened", "a", "not read")])
+
+    reader.relay.due.forget_done(reader.database)
+
+    assert subjects(reader) == ["not read"]
