@@ -89,7 +89,7 @@ def _pick(waiting: list[type[Fault]], number: int) -> list[type[Fault]]:
 
 def are_compatible(one: type[Fault], other: type[Fault]) -> bool:
     """Whether two faults can strike together and each still be told from the other."""
-    return not one.touches & other.touches
+    return not (one.touches & (other.touches | other.relies_on) or one.relies_on & other.touches)
 
 
 def _planned(fault: type[Fault], position: int, rng: random.Random) -> Planned:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from compose.gameday.failpoints import POINTS, STRUCK
-from compose.gameday.faults.fault import Fault, TookNoHold, wait_until
+from compose.gameday.faults.fault import WAY, Fault, TookNoHold, wait_until
 from compose.gameday.rig import Rig
 
 STRIKES_WITHIN_SECONDS = 45.0
@@ -17,6 +17,7 @@ RESTART_SECONDS_MAX = 60.0
 class _Crash(Fault):
     numbers = ("F5",)
     fault_class = "crash at a point"
+    relies_on = WAY
     rides_out = True
     goal_seconds = 10.0
     point: ClassVar[str]

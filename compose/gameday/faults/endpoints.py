@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import ClassVar
 
-from compose.gameday.faults.fault import Fault, TookNoHold
+from compose.gameday.faults.fault import WAY, Fault, TookNoHold
 from compose.gameday.receiver import Mood
 from compose.gameday.rig import Rig
 
@@ -16,6 +16,7 @@ class _IllEndpoint(Fault):
     numbers = ("F33",)
     fault_class = "webhook endpoint ill"
     touches = frozenset({"webhooks"})
+    relies_on = WAY
     rides_out = True
     hold_seconds = (3.0, 8.0)
     goal_seconds = 5.0

@@ -12,6 +12,8 @@ from compose.gameday.rig import Rig
 
 PROOF_SECONDS_MAX = 20.0
 LOOK_SECONDS = 0.05
+# What work passes on its way from a client to its notification.
+WAY = frozenset({"broker", "broker-links", "queues", "database"})
 
 
 class TookNoHold(Exception):
@@ -21,7 +23,8 @@ class TookNoHold(Exception):
 class Fault:
     """One fault, used once: `inject`, hold, `heal`, then `evidence`.
 
-    `touches` are the things it breaks: two faults that touch the same thing never go together. `rides_out`: the
+    `touches` are the things it breaks: two faults that touch the same thing never go together. `relies_on` are those
+    that have to work for its proof: no fault that breaks one of them goes with it. `rides_out`: the
     system has to recover while the fault lasts, so its recovery counts from the injection instead of the healing.
     `hold_seconds` is how long it lasts, from and to; `goal_seconds` how soon the first transfer is to be posted.
     """
@@ -30,6 +33,7 @@ class Fault:
     numbers: ClassVar[tuple[str, ...]] = ()
     fault_class: ClassVar[str]
     touches: ClassVar[frozenset[str]]
+    relies_on: ClassVar[frozenset[str]] = frozenset()
     rides_out: ClassVar[bool] = False
     hold_seconds: ClassVar[tuple[float, float]] = (0.0, 0.0)
     goal_seconds: ClassVar[float] = 15.0

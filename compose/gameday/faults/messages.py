@@ -191,6 +191,7 @@ class _Copies(Fault):
     """Real messages are listened to, and published again."""
 
     touches = TRAFFIC
+    relies_on = frozenset({"database"})
     rides_out = True
     goal_seconds = 10.0
 

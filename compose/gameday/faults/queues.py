@@ -40,6 +40,7 @@ class PurgeQueues(Fault):
     numbers = ("F14", "F38")
     fault_class = "messages lost in the broker"
     touches = frozenset({"broker", "queues", "risk", "posting", "notifications"})
+    relies_on = frozenset({"database"})
     goal_seconds = 60.0
 
     def __init__(self) -> None:
@@ -133,6 +134,7 @@ class FullQueues(Fault):
     numbers = ("F16",)
     fault_class = "queue full"
     touches = frozenset({"broker", "queues", "posting"})
+    relies_on = frozenset({"database"})
     hold_seconds = (2.0, 5.0)
     goal_seconds = 10.0
     policy = "gameday-full"

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import redis
 
-from compose.gameday.faults.fault import Fault, wait_until
+from compose.gameday.faults.fault import WAY, Fault, wait_until
 from compose.gameday.rig import POSTGRESQL, Rig
 
 DATABASE = frozenset({"database"})
@@ -183,6 +183,8 @@ class LockHotAccount(_Sessions):
     name = "lock-accounts"
     numbers = ("F21", "F23")
     fault_class = "rows locked"
+    # Nobody comes to wait for a lock while no work does.
+    relies_on = WAY - {"database"}
     hold_seconds = (3.0, 8.0)
 
     def inject(self, rig: Rig, rng: random.Random) -> None:
