@@ -66,7 +66,7 @@ def slowly(seconds: float, then: tuple[int, dict[str, str], bytes]) -> tuple[int
 class MailServer:
     """A mail server on the loopback. `mood`: well, hangs (says nothing), slow, refuses (421), failing (554).
 
-    Or it dribbles a byte at a time, or babbles line after line: a reply takes ten seconds and never falls silent.
+    Or it dribbles a byte at a time, or babbles line after line: a reply takes three seconds and never falls silent.
     """
 
     def __init__(self) -> None:
@@ -84,11 +84,14 @@ class MailServer:
                 await asyncio.sleep(0.05)
             if self.mood == "slow":
                 await asyncio.sleep(0.5)
-            for _ in range(200):
+            if self.mood == "dribbles":
+                writer.write(line[:4].encode())
+                line = line[4:]
+            for _ in range(60):
                 if self.mood not in ("dribbles", "babbles"):
                     break
-                # A reply of many lines says so in each but the last.
-                writer.write(b" " if self.mood == "dribbles" else line[:3].encode() + b"-wait\r\n")
+                # A reply of many lines says so in each but the last. Either one is valid, once it has come to its end.
+                writer.write(b"." if self.mood == "dribbles" else line[:3].encode() + b"-wait\r\n")
                 await writer.drain()
                 await asyncio.sleep(0.05)
             writer.write(f"{line}\r\n".encode())
