@@ -106,10 +106,10 @@ def test_a_worker_does_not_storm_the_only_node_there_is(broker, start, node):
     assert eventually(lambda: sick.connections > 2)
 
     before, began = sick.connections, time.monotonic()
-    assert eventually(lambda: sick.connections - before >= 6)
+    assert eventually(lambda: sick.connections - before >= 12)
 
-    # It does not leave the node alone, nor ask twice a second; a slow machine only takes longer.
-    assert time.monotonic() - began > 3
+    # It does not leave the node alone, and a storm would be over in a fraction of this; a slow machine takes longer.
+    assert time.monotonic() - began > 1
     assert worker.poll() is None
     sick.refuses = False
     assert sick.consuming.wait(PATIENCE_SECONDS)
