@@ -270,7 +270,7 @@ def _metrics_of_ours() -> set[str]:
                 kind, name = ast.unparse(node.func), node.args[0].value
                 if kind == "Counter":
                     names.add(f"{name}_total")
-                elif kind == "Histogram":
+                elif kind in ("Histogram", "StageHistogram"):
                     names |= {f"{name}_{part}" for part in ("bucket", "sum", "count")}
                 elif kind in ("Gauge", "GaugeMetricFamily"):
                     names.add(name)
