@@ -13,6 +13,9 @@ from contextlib import asynccontextmanager
 NEWEST_PART = 0.2
 # This part of the time is always there for waiting, however long the work itself takes.
 WAIT_PART_MIN = 0.25
+# A line that is no longer than this moves soon enough by itself: a slow machine is no reason to turn a few away.
+SHORT_LINE = 8
+SHORT_LINE_PATIENCE = 10
 
 
 class NoTurn(Exception):
@@ -36,6 +39,8 @@ class Turns:
     async def turn(self, client: str) -> AsyncIterator[None]:
         """Wait for a turn, and hold it while the block runs: both together in about `answer_seconds`, or there is none.
 
+        Who comes while few wait (SHORT_LINE) stays ten times as long.
+
         Raises:
             NoTurn: none came.
         """
@@ -51,10 +56,11 @@ class Turns:
         if self._free:
             self._free -= 1
             return
+        patience_seconds = self._patience_seconds()
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client, deque()).append(turn)
         try:
-            async with asyncio.timeout(self._patience_seconds()):
+            async with asyncio.timeout(patience_seconds):
                 await turn
         except (TimeoutError, asyncio.CancelledError) as end:
             if turn.cancelled():
@@ -67,6 +73,8 @@ class Turns:
             raise
 
     def _patience_seconds(self) -> float:
+        if sum(map(len, self._waiting.values())) < SHORT_LINE:
+            return self._answer_seconds * SHORT_LINE_PATIENCE
         return max(self._answer_seconds - self._work_seconds, self._answer_seconds * WAIT_PART_MIN)
 
     def _forget(self, client: str, turn: asyncio.Future[None]) -> None:

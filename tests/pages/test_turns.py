@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bankcore.turns import NoTurn, Turns
+from bankcore.turns import SHORT_LINE, NoTurn, Turns
 
 LONG = 30.0
 
@@ -105,3 +105,19 @@ def test_who_goes_away_takes_no_turn_along(at_the_last_moment: bool) -> None:
         return served
 
     assert asyncio.run(go_away()) == ["first", "last"]
+
+
+def test_few_in_line_wait_it_out_where_one_more_is_sent_away() -> None:
+    async def line_up() -> list[str]:
+        turns, served, go_on = Turns(at_once=1, answer_seconds=1.0), list[str](), asyncio.Event()
+        tasks = [asyncio.create_task(_hold(turns, str(place), served, go_on)) for place in range(1 + SHORT_LINE)]
+        await _settle()
+        with pytest.raises(NoTurn):
+            async with turns.turn("one more"):
+                served.append("one more")
+        go_on.set()
+        async with asyncio.timeout(LONG):
+            await asyncio.gather(*tasks)
+        return served
+
+    assert asyncio.run(line_up()) == [str(place) for place in range(1 + SHORT_LINE)]
