@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _broker_down(asked: argparse.Namespace, console: Console) -> int:
-    plan = outage.Plan(asked.seed, asked.backlog, outage.Plan.minutes if asked.minutes is None else asked.minutes)
+    minutes = outage.Plan.minutes if asked.minutes is None else asked.minutes
+    plan = outage.Plan(asked.seed, asked.backlog, minutes, pace=asked.pace)
     try:
         outcome = outage.play(plan, Timeline(console))
     except (StackError, LoadError, TookNoHold) as error:
@@ -168,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--backlog", type=int, default=50_000, metavar="N", help="with --broker-down: so many may wait (default: 50000)"
     )
+    add("--pace", type=float, default=1_000.0, metavar="N", help="with --broker-down: transfers in a second (1000)")
     add("--list", action="store_true", help="list all faults and end")
     return parser
 

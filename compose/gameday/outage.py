@@ -1,6 +1,6 @@
 """The whole broker is away: every order is taken until the backlog is full or the time is over, then refused honestly.
 
-Two clients order by turns a batch and a single transfer, as fast as they are answered, and write down each answer. Once
+Two clients order by turns a batch and a single transfer, at a steady pace, and write down each answer. Once
 both have been refused for good the broker comes back; what was refused is ordered again under its key, all drains, and
 the usual verdict looks for every accepted transfer.
 """
@@ -49,6 +49,9 @@ class Plan:
     backlog: int = 50_000
     minutes: float = 10.0
     rows: int = 500
+    # Transfers in a second. Before a stage has stood still for some seconds it passes for a slow one, and what comes
+    # faster than it could be worked off within the promise is refused, outage or not.
+    pace: float = 1_000.0
 
 
 @dataclass
@@ -98,6 +101,7 @@ class Outcome:
             "broker_down": True,
             "backlog_max": self.plan.backlog,
             "minutes_max": self.plan.minutes,
+            "pace": self.plan.pace,
             "accepted_while_away": self.seen.accepted,
             "answers": self.seen.answers,
             "first_refusal": self.seen.first_refusal,
@@ -159,13 +163,15 @@ def _order_until_refused(plan: Plan, running: Rig, cast: Cast, token: str, folde
 
     def client(number: int) -> None:
         history = History(folder / f"history-away-{number}.jsonl")
-        refused_in_a_row = 0
+        refused_in_a_row = sent = 0
         with _session(running.api_urls[number % len(running.api_urls)], token) as session:
             for order in _orders(plan, cast, number):
                 answer, seconds = _ask(session, history, order)
                 with lock:
                     _note(seen, order, answer, seconds, lambda: _refusal(running, began))
                 refused_in_a_row = 0 if answer.status_code == 202 else refused_in_a_row + 1
+                sent += order.rows
+                time.sleep(max(0.0, began + sent * CLIENTS / plan.pace - time.monotonic()))
                 if refused_in_a_row:
                     time.sleep(REFUSED_PAUSE_SECONDS)
                 if refused_in_a_row >= REFUSED_MAX:
