@@ -8,7 +8,8 @@ from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
+from django.utils import timezone
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import AuthenticationFailed, NotAuthenticated
 from rest_framework.permissions import BasePermission
@@ -98,12 +99,24 @@ def _client_of(token: str) -> Client:
         raise refusal
     if known.staff_user is not None and not known.staff_user.is_active:
         raise refusal
+    return _as_client(known)
+
+
+def _as_client(token: ApiToken) -> Client:
     return Client(
-        name=known.name,
-        customer_id=known.customer_id,
-        scopes=frozenset(known.scopes),
-        staff_user_id=known.staff_user_id,
+        name=token.name,
+        customer_id=token.customer_id,
+        scopes=frozenset(token.scopes),
+        staff_user_id=token.staff_user_id,
     )
+
+
+def clients_with_tokens(name: str = "") -> list[Client]:
+    """List who has a token that is valid now, newest first; one of equal tokens is enough. For the command line."""
+    valid = Q(expiry_date__isnull=True) | Q(expiry_date__gt=timezone.now())
+    active = Q(staff_user__isnull=True) | Q(staff_user__is_active=True)
+    tokens = ApiToken.objects.get_usable_keys().filter(valid, active).order_by("-created")
+    return list(dict.fromkeys(_as_client(token) for token in (tokens.filter(name=name) if name else tokens)))
 
 
 class HasScope(BasePermission):

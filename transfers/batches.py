@@ -35,6 +35,8 @@ class BatchAccepted:
     batch: Batch
     status_counts: dict[str, int]
     replayed: bool
+    # What is wrong with the rows that were not accepted: up to `errors_max`, or those that the batch keeps.
+    errors: Sequence[FieldError]
 
 
 @dataclass(slots=True)
@@ -66,11 +68,18 @@ def _place(error: FieldError) -> int:
 
 
 def accept_batch(
-    rows: Sequence[Any], *, atomic: bool, client: Client, idempotency_key: str | None, lines: Sequence[int] = ()
+    rows: Sequence[Any],
+    *,
+    atomic: bool,
+    client: Client,
+    idempotency_key: str | None,
+    lines: Sequence[int] = (),
+    errors_max: int = ERRORS_MAX,
 ) -> BatchAccepted:
     """Write down every order of `rows` (parsed JSON), or with `atomic` false every good one, in one transaction.
 
     `lines` says on which line of a file each row begins; what is wrong with it then says so.
+    The batch keeps up to ERRORS_MAX errors; `errors_max` is for those that are answered or raised.
 
     Raises:
         Invalid: atomic, and some rows are malformed.
@@ -81,7 +90,7 @@ def accept_batch(
     if idempotency_key is not None and (earlier := _replay(client, idempotency_key, digest)):
         return earlier
     good = _checked(rows, client, lines)
-    _decide(good, atomic=atomic)
+    _decide(good, atomic=atomic, errors_max=errors_max)
     with transaction.atomic():
         batch = Batch(
             id=new_id(), client=client.namespace, idempotency_key=idempotency_key, fingerprint=digest, atomic=atomic
@@ -92,12 +101,12 @@ def accept_batch(
             if earlier is not None:
                 return earlier
         _insert(batch, good, client)
-        _decide(good, atomic=atomic)
+        _decide(good, atomic=atomic, errors_max=errors_max)
         _complete(batch, good)
     counts = _counts_at_acceptance(batch.id)
     count_transfers((status, "") for status in Counter(counts).elements())
     admission.labels("accepted").inc(len(good.orders))
-    return BatchAccepted(batch, counts, replayed=False)
+    return BatchAccepted(batch, counts, replayed=False, errors=_capped(good.errors, errors_max))
 
 
 def _checked(rows: Sequence[Any], client: Client, lines: Sequence[int]) -> _Rows:
@@ -123,6 +132,18 @@ def _checked(rows: Sequence[Any], client: Client, lines: Sequence[int]) -> _Rows
     return checked
 
 
+def check_rows(rows: Sequence[Any], *, client: Client, lines: Sequence[int] = ()) -> tuple[int, Sequence[FieldError]]:
+    """Say how many of the rows accept_batch would take now, and all that is wrong with the others. Writes nothing."""
+    checked = _checked(rows, client, lines)
+    external_ids = {order.external_id: place for place, order in checked.orders.items() if order.external_id}
+    for (taken,) in fetch_all(_TAKEN, (client.namespace, list(external_ids))) if external_ids else ():
+        checked.refuse(external_ids[taken], ExternalIdReused())
+    return len(checked.orders), checked.errors
+
+
+_TAKEN = "SELECT external_id FROM transfers_transfer WHERE client = %s AND external_id = ANY(%b::text[])"
+
+
 def _unreadable(row: Any) -> str:
     """Say why a row is not even looked at: its line could not be read, or it would be wrong in very many places."""
     if isinstance(row, BrokenRow):
@@ -134,17 +155,18 @@ def _unreadable(row: Any) -> str:
     return f"It has more than {ROW_FIELDS_MAX} fields." if max(sizes, default=0) > ROW_FIELDS_MAX else ""
 
 
-def _decide(rows: _Rows, *, atomic: bool) -> None:
+def _decide(rows: _Rows, *, atomic: bool, errors_max: int) -> None:
     if (atomic and rows.errors) or not rows.orders:
         admission.labels("refused").inc()
         malformed_only = not rows.refused
         kind = Invalid if rows.malformed and (atomic or malformed_only) else BatchRefused
-        raise kind(errors=_capped(rows.errors)) if atomic else BatchRefused(errors=_capped(rows.errors))
+        errors = _capped(rows.errors, errors_max)
+        raise kind(errors=errors) if atomic else BatchRefused(errors=errors)
 
 
-def _capped(errors: Sequence[FieldError]) -> list[FieldError]:
-    more = len(errors) - ERRORS_MAX
-    told = list(errors[:ERRORS_MAX])
+def _capped(errors: Sequence[FieldError], errors_max: int = ERRORS_MAX) -> list[FieldError]:
+    more = len(errors) - errors_max
+    told = list(errors[:errors_max])
     if more > 0:
         told.append(FieldError("transfers", "more_errors", f"{more:,} more are not listed."))
     return told
@@ -253,4 +275,5 @@ def _replay(client: Client, idempotency_key: str, digest: bytes) -> BatchAccepte
     if bytes(batch.fingerprint or b"") != digest:
         raise IdempotencyKeyReused
     admission.labels("replayed").inc()
-    return BatchAccepted(batch, _counts_at_acceptance(batch.id), replayed=True)
+    kept = [FieldError(**error) for error in batch.refused]
+    return BatchAccepted(batch, _counts_at_acceptance(batch.id), replayed=True, errors=kept)

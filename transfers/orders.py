@@ -87,6 +87,16 @@ class TransferOrder(BaseModel):
         return fingerprint(self.model_dump(exclude_defaults=True))
 
 
+class BatchOrder(BaseModel):
+    """Transfers to make: all or none of them (`atomic`), or those that can be taken."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    atomic: bool = True
+    # Each row is validated on its own, so that a bad one does not hide the others.
+    transfers: Annotated[list[Any], Field(min_length=1)]
+
+
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode
 
 

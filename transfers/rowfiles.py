@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,13 +44,20 @@ class RowFile:
 def rows_of_ndjson(body: bytes) -> RowFile:
     """Read one JSON value a line; empty lines are skipped. A line that is no JSON becomes a broken row."""
     file = RowFile()
-    for number, line in enumerate(io.BytesIO(body.removeprefix(b"\xef\xbb\xbf")), start=1):
+    for line, row in ndjson_rows(io.BytesIO(body.removeprefix(b"\xef\xbb\xbf"))):
+        file.add(row, line)
+    return file
+
+
+def ndjson_rows(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
+    """Yield each row with its line, as rows_of_ndjson reads them; the lines come without a byte order mark."""
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                file.add(parse_json(line), number)
+                row = parse_json(line)
             except MalformedJson as error:
-                file.add(BrokenRow(error.detail), number)
-    return file
+                row = BrokenRow(error.detail)
+            yield number, row
 
 
 def rows_of_csv(body: bytes) -> RowFile:
@@ -58,41 +66,52 @@ def rows_of_csv(body: bytes) -> RowFile:
     Raises:
         Invalid: it is not CSV in UTF-8 with commas, or names a column twice; says on which line.
     """
-    text = _text(body)
+    file = RowFile()
     # Its own line ends, and no others that Unicode knows, are those of the file.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    file, names, begin = RowFile(), [""], 1
+    for line, row in csv_rows(io.StringIO(_text(body), newline="")):
+        file.add(row, line)
+    return file
+
+
+def csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    """Yield each row with the line on which it begins, as rows_of_csv reads them from text that is checked.
+
+    Raises:
+        Invalid: as rows_of_csv.
+    """
+    reader = csv.reader(lines, strict=True)
+    begin = 1
     try:
         names = next(reader, [])
         _check_names(names)
         begin = reader.line_num + 1
         for cells in reader:
             if cells:
-                file.add(_row(names, cells), begin)
+                yield begin, _row(names, cells)
             begin = reader.line_num + 1
     except csv.Error as error:
-        raise _malformed(begin, f"{error}.") from error
-    return file
+        raise malformed(begin, f"{error}.") from error
 
 
 def _text(body: bytes) -> str:
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _malformed(body.count(b"\n", 0, error.start) + 1, "This is not UTF-8.") from error
+        raise malformed(body.count(b"\n", 0, error.start) + 1, "This is not UTF-8.") from error
     if (nul := text.find("\0")) >= 0:
-        raise _malformed(text.count("\n", 0, nul) + 1, "The text holds NUL.")
+        raise malformed(text.count("\n", 0, nul) + 1, "The text holds NUL.")
     return text
 
 
 def _check_names(names: list[str]) -> None:
     if len(names) == 1 and (other := next((d for d in _OTHER_DELIMITERS if d in names[0]), None)):
-        raise _malformed(1, f"The columns are separated by {other!r}; separate them by commas.")
+        raise malformed(1, f"The columns are separated by {other!r}; separate them by commas.")
     if len(set(names)) != len(names):
-        raise _malformed(1, "It names a column twice.")
+        raise malformed(1, "It names a column twice.")
 
 
-def _malformed(line: int, why: str) -> Invalid:
+def malformed(line: int, why: str) -> Invalid:
+    """Say on which line a file cannot be read, and why."""
     return Invalid(errors=[FieldError("body", "malformed_csv", f"Line {line}: {why}"[:200])])
 
 

@@ -4,7 +4,7 @@ from datetime import date, datetime
 from typing import Annotated, Any
 
 from django.conf import settings
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from accounts.models import Account
 from bankcore.api import read_body, read_model, read_query
@@ -14,21 +14,10 @@ from bankcore.moments import format_moment
 from bankcore.wire import Problem
 from transfers.intake import Beginning
 from transfers.models import Batch, Transfer
-from transfers.orders import TransferOrder
+from transfers.orders import BatchOrder, TransferOrder
 from transfers.pending import Balance
 from transfers.rowfiles import rows_of_csv, rows_of_ndjson
 from transfers.states import Status
-
-
-class BatchOrder(BaseModel):
-    """Transfers to make: all or none of them (`atomic`), or those that can be taken."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    atomic: bool = True
-    # Each row is validated on its own, so that a bad one does not hide the others.
-    transfers: Annotated[list[Any], Field(min_length=1)]
-
 
 _ROW_READERS = {"application/x-ndjson": rows_of_ndjson, "text/csv": rows_of_csv}
 

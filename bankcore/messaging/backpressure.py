@@ -158,6 +158,13 @@ class Gate:
         metrics.admission.labels(decision).inc(1)
         raise Overloaded(retry_after=retry_after(retry_seconds))
 
+    def await_reading(self) -> None:
+        """Wait for the first reading, GRACE_SECONDS at most. For a program that has just begun, and brings much."""
+        self._start()
+        until = time.monotonic() + GRACE_SECONDS
+        while self._thread is not None and self._view is None and time.monotonic() < until:
+            time.sleep(0.02)
+
     def turned_away(self, priority: Priority) -> int | None:
         """Say in how many seconds to come again if nobody with such work would be let in now; counts such a refusal."""
         view, now = self._view, time.monotonic()
@@ -264,7 +271,7 @@ def retry_after(seconds: float) -> int:
 
 
 gate = Gate()
-admit, check, turned_away = gate.admit, gate.check, gate.turned_away
+admit, check, turned_away, await_reading = gate.admit, gate.check, gate.turned_away, gate.await_reading
 
 
 def watch(probe: Probe) -> None:
