@@ -63,7 +63,7 @@ class Import:
             CutOtherwise: they were cut by other limits.
         """
         kept = Batch.objects.filter(client=self.client.namespace, idempotency_key__startswith=self._key)
-        keys = [key.removeprefix(self._key).split(":") for key in kept.values_list("idempotency_key", flat=True) if key]
+        keys = [str(key).rsplit(":", 2)[1:] for key in kept.values_list("idempotency_key", flat=True)]
         if other := next((cut for cut, _ in keys if cut != _cut()), None):
             rows, size = other.split("x")
             raise CutOtherwise(
