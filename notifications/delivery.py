@@ -7,7 +7,6 @@ import logging
 import smtplib
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.conf import settings
@@ -184,7 +183,7 @@ _LOST = """
 SELECT n.id FROM notifications_notification n
  WHERE n.state = 'pending'
    AND (SELECT e.published_at FROM messaging_event e WHERE e.subject = n.id::text AND e.type = 'notification.pending'
-         ORDER BY e.id DESC LIMIT 1) < %b
+         ORDER BY e.id DESC LIMIT 1) < statement_timestamp() - %b * interval '1 second'
  ORDER BY n.id LIMIT %b
 """
 
@@ -195,7 +194,7 @@ def give_up(notification_ids: Sequence[int], why: str) -> None:
     metrics.notifications.labels(Channel.EMAIL, "failed").inc(number)
 
 
-def redrive(published_before: datetime, number_max: int) -> int:
-    """Make notifications due again whose message was published long ago and came to nothing; harmless when wrong."""
-    lost = fetch_all(_LOST, (published_before, number_max))
+def redrive(lost_seconds: float, number_max: int) -> int:
+    """Make notifications due again whose message was published so long ago and came to nothing; harmless when wrong."""
+    lost = fetch_all(_LOST, (float(lost_seconds), number_max))
     return outbox.postpone([PENDING], [str(row[0]) for row in lost], 0.0)

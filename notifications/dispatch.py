@@ -25,7 +25,7 @@ _WORDS = {
     "transfer.parked": "is delayed",
 }
 # The receiving side hears of money that came, and of nothing else.
-_RECEIVER_TYPES = frozenset({"transfer.posted"})
+RECEIVER_TYPES = frozenset({"transfer.posted"})
 
 
 class Draft(NamedTuple):
@@ -70,7 +70,7 @@ def _concerned(fact: TransferFact) -> list[UUID]:
     """Name the customers who may hear of it, the one who pays first, each once."""
     pays, receives = fact.debit_customer, fact.credit_customer
     sides = [] if pays is None else [pays]
-    if receives is not None and fact.type in _RECEIVER_TYPES and receives != pays:
+    if receives is not None and fact.type in RECEIVER_TYPES and receives != pays:
         sides.append(receives)
     return sides
 

@@ -1,25 +1,21 @@
 """Find what a broker lost on its way to those who want to be told: a position behind the events, and what is pending.
 
-Every event is looked at once, some time after it was published. One whose notifications are not there is dispatched
-here, which needs no broker; the unique constraints keep anybody from being told twice, also if its message comes after
-all.
+Every event is looked at some time after it was published. One that somebody should have been told of is made due again,
+so that a worker that may die of it does the work, and never the one that keeps house; the unique constraints keep
+anybody from being told twice, also if its first message comes after all. The position waits until the second message
+has come to something too, and for no third.
 """
 
 import logging
 import time
-from collections.abc import Sequence
-from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import transaction
-from django.utils import timezone
 
 from bankcore import metrics
 from bankcore.database import execute, fetch_all
-from bankcore.messaging import redrive
-from bankcore.messaging.pause import is_infrastructure
 from notifications import delivery
-from notifications.dispatch import dispatch
+from notifications.dispatch import RECEIVER_TYPES
 
 log = logging.getLogger(__name__)
 
@@ -36,77 +32,86 @@ def sweep_lost() -> int:
 
     Locks the position's row; a second sweep at the same time does nothing. Safe to repeat and harmless when wrong.
     """
-    before = timezone.now() - timedelta(seconds=settings.STUCK_SECONDS)
-    resent, until, told = delivery.redrive(before, PENDING_MAX), time.monotonic() + RUN_SECONDS_MAX, 0
-    while True:
-        found, goes_on = _step(before)
-        told += found
-        if not goes_on or time.monotonic() > until:
-            break
-    if resent or told:
-        metrics.retries.labels("sweep", "notifications").inc(resent + told)
-        log.warning("%s e-mails are due again, and %s notifications were missing", resent, told)
-    return resent + told
+    resent = delivery.redrive(settings.STUCK_SECONDS, PENDING_MAX)
+    untold = _sweep_events()
+    if resent or untold:
+        metrics.retries.labels("sweep", "notifications").inc(resent + untold)
+        log.warning("%s e-mails are due again, and so are %s events nobody was told of", resent, untold)
+    return resent + untold
 
 
 _BEGIN = "INSERT INTO notifications_sweepposition (id, event) VALUES (1, 0) ON CONFLICT DO NOTHING"
 _POSITION = "SELECT event FROM notifications_sweepposition FOR UPDATE SKIP LOCKED"
 _ADVANCE = "UPDATE notifications_sweepposition SET event = %s"
-# The chunk ends before the first event that is young, or that the relay owes or has just published.
+# The chunk ends before the first event that is young, or that the relay owes or has just published. One that was made
+# due again ends no chunk, so that those behind it do not wait for it; the position does.
 _CHUNK = """
-WITH chunk AS MATERIALIZED (
-    SELECT id, type, created_at, published_at FROM messaging_event
+WITH clock AS (
+    SELECT statement_timestamp() - %(seconds)s * interval '1 second' AS before
+), chunk AS MATERIALIZED (
+    SELECT id, created_at, attempt, type = ANY(%(types)s::text[]) AS tells,
+           coalesce(published_at >= before, true) AS is_under_way
+      FROM messaging_event, clock
      WHERE id > %(after)s::bigint ORDER BY id LIMIT %(most)s
 ), edge AS (
-    SELECT coalesce((SELECT min(id) - 1 FROM chunk
-                      WHERE created_at >= %(before)s
-                         OR type = ANY(%(types)s::text[]) AND coalesce(published_at >= %(before)s, true)),
+    SELECT coalesce((SELECT min(id) - 1 FROM chunk, clock
+                      WHERE created_at >= before OR tells AND is_under_way AND attempt = 0),
                     (SELECT max(id) FROM chunk)) AS id
 )
 SELECT edge.id, edge.id = (SELECT max(id) FROM chunk) AND (SELECT count(*) FROM chunk) = %(most)s,
+       (SELECT min(id) FROM chunk WHERE tells AND is_under_way AND chunk.id <= edge.id),
        ARRAY(SELECT c.id FROM chunk c
-              WHERE c.type = ANY(%(types)s::text[]) AND c.id <= edge.id
+              WHERE tells AND NOT is_under_way AND c.id <= edge.id
                 AND NOT EXISTS (SELECT FROM notifications_notification n WHERE n.event = c.id)
                 AND NOT EXISTS (SELECT FROM notifications_webhookdelivery d WHERE d.event = c.id)
                 AND NOT EXISTS (SELECT FROM messaging_deadletter l WHERE l.subject = c.id::text AND l.task = %(task)s)
               ORDER BY c.id)
   FROM edge WHERE edge.id IS NOT NULL
 """
-_ANYBODY = """
-SELECT EXISTS (SELECT FROM notifications_subscription)
-    OR EXISTS (SELECT FROM notifications_webhookendpoint WHERE state = 'active')
+# Of those, what somebody wants to hear: whom dispatch would tell, asked of the database alone, as whatever a row may do
+# to a process it must not do to this one. `attempt` counts nothing here; its sign tells the first time from the second.
+_AGAIN = """
+UPDATE messaging_event AS e
+   SET attempt = -e.attempt - 1, published_at = NULL, due_at = statement_timestamp()
+  FROM transfers_transfer t
+  JOIN accounts_account d ON d.id = t.debit_account_id
+  JOIN accounts_account c ON c.id = t.credit_account_id
+ CROSS JOIN LATERAL (VALUES (d.customer_id, c.customer_id)) AS side(pays, receives)
+ WHERE e.id = ANY(%(untold)s::bigint[]) AND t.id = e.subject::uuid
+   AND (EXISTS (SELECT FROM notifications_subscription s
+                 WHERE s.customer = pays OR s.customer = receives AND e.type = ANY(%(receiver)s::text[]))
+        OR EXISTS (SELECT FROM notifications_webhookendpoint w
+                    WHERE w.state = 'active' AND e.type = ANY(w.event_types)
+                      AND (w.customer IS NULL OR w.customer = pays
+                           OR w.customer = receives AND e.type = ANY(%(receiver)s::text[]))))
+RETURNING e.id, e.attempt
 """
+_FIRST_TIME = -1
 
 
 @transaction.atomic
-def _step(before: datetime) -> tuple[int, bool]:
-    """Look at the next events; return how many notifications were missing, and whether there is more to look at."""
+def _sweep_events() -> int:
+    """Make events due again that somebody should have been told of, move the position on; return how many they were."""
     execute(_BEGIN)
     position = fetch_all(_POSITION)
     if not position:
-        return 0, False
+        return 0
+    began_at = after = position[0][0]
+    until, goes_on = time.monotonic() + RUN_SECONDS_MAX, True
+    held: list[int] = []
+    again = 0
     types = [name for name, route in settings.TOPOLOGY_ROUTES.items() if route.task == TASK]
-    arguments = {"after": position[0][0], "most": EVENTS_MAX, "before": before, "types": types, "task": TASK}
-    chunk = fetch_all(_CHUNK, arguments)
-    if not chunk or chunk[0][0] <= position[0][0]:
-        return 0, False
-    ((edge, goes_on, untold),) = chunk
-    missing = _tell(untold) if untold and fetch_all(_ANYBODY)[0][0] else 0
-    execute(_ADVANCE, (edge,))
-    return missing, goes_on
-
-
-def _tell(event_ids: Sequence[int]) -> int:
-    """Write the notifications of events that have none; most have none because nobody wants any."""
-    missing = 0
-    for begin in range(0, len(event_ids), settings.MESSAGE_IDS_MAX):
-        some = event_ids[begin : begin + settings.MESSAGE_IDS_MAX]
-        try:
-            missing += dispatch(some)
-        except Exception as error:
-            if is_infrastructure(error):
-                raise
-            # One of them has a bug: the workers find out which one, and park it.
-            log.warning("cannot tell of events %s to %s here: %s", some[0], some[-1], error)
-            redrive.make_due(some)
-    return missing
+    arguments = {"seconds": float(settings.STUCK_SECONDS), "most": EVENTS_MAX, "types": types, "task": TASK}
+    while goes_on and time.monotonic() <= until:
+        chunk = fetch_all(_CHUNK, {**arguments, "after": after})
+        if not chunk or chunk[0][0] <= after:
+            break
+        ((after, goes_on, under_way, untold),) = chunk
+        rows = fetch_all(_AGAIN, {"untold": untold, "receiver": list(RECEIVER_TYPES)}) if untold else []
+        again += len(rows)
+        held += [under_way] if under_way else []
+        held += [event for event, attempt in rows if attempt == _FIRST_TIME]
+    reached = min(held) - 1 if held else after
+    if reached != began_at:
+        execute(_ADVANCE, (reached,))
+    return again

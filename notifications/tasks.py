@@ -1,12 +1,10 @@
 """Doors for the notifications worker."""
 
-from datetime import timedelta
-
 from celery import shared_task
 from django.conf import settings
 from django.db import transaction
-from django.utils import timezone
 
+from bankcore.messaging import outbox
 from bankcore.messaging.dead_letters import park_work
 from bankcore.messaging.tasks import BatchTask
 from notifications.delivery import deliver
@@ -39,6 +37,13 @@ class DispatchTask(BatchTask):
     abstract = True
     park = staticmethod(_park_dispatch)
 
+    # Its messages carry the ids of events, and not of what the events are about.
+    def attempts(self, only_id: str, /) -> int:
+        return outbox.attempts_of(only_id)
+
+    def defer(self, only_id: str, delay_seconds: float, /) -> bool:
+        return outbox.defer_event(only_id, delay_seconds)
+
 
 class DeliveryTask(BatchTask):
     abstract = True
@@ -70,7 +75,7 @@ def deliver_webhooks_task(delivery_ids: list[str]) -> None:
 @shared_task(name="notifications.redrive_webhooks", acks_late=False)
 def redrive_webhooks_task() -> None:
     forget_old_secrets()
-    redrive(timezone.now() - timedelta(seconds=max(settings.STUCK_SECONDS, 60)), number_max=5_000)
+    redrive(max(settings.STUCK_SECONDS, 60), number_max=5_000)
 
 
 @shared_task(name="notifications.sweep_lost", acks_late=False)

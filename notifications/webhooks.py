@@ -6,7 +6,6 @@ twice at a time; a lease that its worker did not outlive ends by itself.
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -271,11 +270,11 @@ SELECT d.id FROM notifications_webhookdelivery d
          SELECT FROM notifications_webhookdelivery b
           WHERE b.endpoint_id = d.endpoint_id AND b.lane = d.lane AND b.state = 'pending' AND b.event < d.event))
    AND (SELECT e.published_at FROM messaging_event e WHERE e.subject = d.id::text AND e.type = 'webhook.pending'
-         ORDER BY e.id DESC LIMIT 1) < %b
+         ORDER BY e.id DESC LIMIT 1) < statement_timestamp() - %b * interval '1 second'
  ORDER BY d.id LIMIT %b
 """
 
 
-def redrive(published_before: datetime, number_max: int) -> int:
-    """Make deliveries due again whose message was published long ago and came to nothing; harmless when wrong."""
-    return outbox.postpone([PENDING], [str(row[0]) for row in fetch_all(_LOST, (published_before, number_max))], 0.0)
+def redrive(lost_seconds: float, number_max: int) -> int:
+    """Make deliveries due again whose message was published so long ago and came to nothing; harmless when wrong."""
+    return outbox.postpone([PENDING], [str(row[0]) for row in fetch_all(_LOST, (float(lost_seconds), number_max))], 0.0)

@@ -50,6 +50,8 @@ def isolate(headers: Mapping[str, Any], *, queue: str, body: bytes, content_type
 
 def _isolate(task: Any, ids: list[str]) -> None:
     types = getattr(task, "retry_types", ())
+    if task is not None and not types:
+        _isolate_events(task, ids)
     for place, only_id in enumerate(ids if types else ()):
         attempts = outbox.attempts(types, only_id)
         if len(ids) == 1 and attempts:
@@ -57,4 +59,14 @@ def _isolate(task: Any, ids: list[str]) -> None:
             task.park(only_id, WorkerDied("workers died of it, again and again"), attempts + 1)
         else:
             outbox.defer(types, only_id, settings.TASK_RETRY_SECONDS + place * APART_SECONDS)
+            metrics.retries.labels(task.name, "WorkerDied").inc()
+
+
+def _isolate_events(task: Any, event_ids: list[str]) -> None:
+    """The same for a task whose ids are those of the events that ask for it."""
+    for place, only_id in enumerate(event_ids):
+        if len(event_ids) == 1 and (attempts := task.attempts(only_id)):
+            log.error("%s kills its workers with event %s, which is parked", task.name, only_id)
+            task.park(only_id, WorkerDied("workers died of it, again and again"), attempts + 1)
+        elif task.defer(only_id, settings.TASK_RETRY_SECONDS + place * APART_SECONDS):
             metrics.retries.labels(task.name, "WorkerDied").inc()

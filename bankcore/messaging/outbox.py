@@ -90,3 +90,28 @@ def counted(attempt: int) -> int:
 def defer(types: Sequence[str], subject: str, delay_seconds: float) -> bool:
     """Make the newest event of these types about `subject` due again later: a retry that a broker wipe cannot lose."""
     return execute(_DEFER, (delay_seconds, subject, list(types))) == 1
+
+
+# -- for tasks that take the ids of events -----------------------------------------------------------------------------
+
+_DEFER_EVENT = """
+UPDATE messaging_event
+   SET attempt = CASE WHEN attempt < 0 THEN -attempt ELSE attempt + 1 END, published_at = NULL,
+       due_at = statement_timestamp() + %s * interval '1 second'
+ WHERE id = %s
+"""
+
+
+def attempts_of(event_id: str) -> int:
+    """Tell how often the event itself has been made due again; 0 of an id that no event can have."""
+    rows = fetch_all("SELECT attempt FROM messaging_event WHERE id = %s", (int(event_id),)) if _is_id(event_id) else []
+    return counted(int(rows[0][0])) if rows else 0
+
+
+def defer_event(event_id: str, delay_seconds: float) -> bool:
+    """Make the event itself due again later; False if there is none."""
+    return _is_id(event_id) and execute(_DEFER_EVENT, (delay_seconds, int(event_id))) == 1
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) < 2**63

@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 class BatchTask(Task):
     """A task over a list of ids.
 
-    `retry_types` are the event types that ask for this work (a retry makes the newest of them due again), and
-    `park(id, error, attempts)` puts one id that cannot be done into a waiting room with its traceback.
+    `retry_types` are the event types that ask for this work (a retry makes the newest of them due again; another way
+    to find the event is a task's own `attempts` and `defer`), and `park(id, error, attempts)` puts one id that cannot
+    be done into a waiting room with its traceback.
     """
 
     abstract = True
@@ -39,6 +40,14 @@ class BatchTask(Task):
     def park(only_id: str, error: Exception, attempts: int, /) -> None:
         """Put one id that cannot be done where a person sees it. Each task says where."""
         raise error
+
+    def attempts(self, only_id: str, /) -> int:
+        """Tell how often this id was tried again."""
+        return outbox.attempts(self.retry_types, only_id)
+
+    def defer(self, only_id: str, delay_seconds: float, /) -> bool:
+        """Make what asks for this id due again, counted; False if nothing does."""
+        return bool(self.retry_types) and outbox.defer(self.retry_types, only_id, delay_seconds)
 
     def __call__(self, ids: Any = None, *rest: Any, **unknown: Any) -> None:
         if rest or unknown or not is_id_list(ids):
@@ -63,11 +72,11 @@ class BatchTask(Task):
 
     def _retry_or_park(self, only_id: Any, error: Exception) -> None:
         log.error("%s fails for %s", self.name, only_id, exc_info=error)
-        attempts = self._durably(lambda: outbox.attempts(self.retry_types, str(only_id)))
-        if self.retry_types and attempts < settings.TASK_ATTEMPTS_MAX:
-            metrics.retries.labels(self.name, type(error).__name__).inc()
+        attempts = self._durably(lambda: self.attempts(str(only_id)))
+        if attempts < settings.TASK_ATTEMPTS_MAX:
             delay = random.uniform(0, settings.TASK_RETRY_SECONDS * 2**attempts)  # noqa: S311  Jitter, not a secret.
-            if self._durably(lambda: outbox.defer(self.retry_types, str(only_id), delay)):
+            if self._durably(lambda: self.defer(str(only_id), delay)):
+                metrics.retries.labels(self.name, type(error).__name__).inc()
                 return
         try:
             self._durably(lambda: self.park(str(only_id), error, attempts + 1))

@@ -108,13 +108,13 @@ def test_the_virtual_transports_keep_the_bytes_as_well():
     assert foresee([letter.pk])[0].would == "nothing"
 
 
-def killed(die, body, **changes):
+def killed(die, body, task=TASK, queue="posting-0", **changes):
     """A message of ours as the broker gives it up: it was delivered too often."""
     # As a worker does when it starts.
     current_app.loader.import_default_modules()
-    headers = task_headers()
-    envelope.sign(headers, queue="posting-0", body=body)
-    death = [{"queue": "posting-0", "reason": "delivery_limit", "routing-keys": ["posting-0"], "count": 1}]
+    headers = task_headers(task)
+    envelope.sign(headers, queue=queue, body=body)
+    death = [{"queue": queue, "reason": "delivery_limit", "routing-keys": [queue], "count": 1}]
     return die(body, {**headers, "x-death": death, **changes})
 
 
@@ -144,6 +144,26 @@ def test_of_what_killed_its_workers_each_id_is_tried_alone_and_the_culprit_is_pa
     assert [Transfer.objects.get(pk=t.pk).status for t in transfers] == ["approved", "parked", "approved"]
     parked = DeadLetter.objects.get(subject=str(transfers[1].pk))
     assert (parked.task, parked.cause) == (TASK, "WorkerDied: workers died of it, again and again")
+
+
+def test_an_event_that_kills_those_who_tell_of_it_is_parked_and_left_alone_by_the_sweep(die, accounts, make_transfer):
+    alice, bob = accounts(1000, 0)
+    for _ in range(2):
+        make_transfer(alice, bob, 10, "posted", posted_at=timezone.now())
+    posted = Event.objects.filter(type="transfer.posted").order_by("id")
+    good, bad = posted.values_list("pk", flat=True)
+    posted.update(published_at=timezone.now())
+
+    killed(die, call([good, bad]), "notifications.dispatch", "notifications")
+
+    assert list(posted.values_list("attempt", "published_at")) == [(1, None)] * 2
+    assert not DeadLetter.objects.exclude(subject="").exists()
+
+    killed(die, call([bad]), "notifications.dispatch", "notifications")
+
+    parked = DeadLetter.objects.exclude(subject="").get()
+    assert (parked.task, parked.subject) == ("notifications.dispatch", str(bad))
+    assert parked.cause == "WorkerDied: workers died of it, again and again"
 
 
 def test_a_strangers_word_on_how_a_message_died_moves_nothing(die, accounts, make_transfer):
