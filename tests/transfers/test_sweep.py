@@ -7,6 +7,7 @@ import pytest
 from django.utils import timezone
 
 from bankcore.messaging.models import Event
+from transfers import sweep
 from transfers.models import Transfer
 from transfers.sweep import sweep_stuck
 
@@ -68,3 +69,31 @@ def test_what_was_handed_over_just_now_is_on_its_way_however_old_the_transfer_is
 
     event.refresh_from_db()
     assert event.published_at is not None
+
+
+@pytest.mark.parametrize("waits", ["owed", "just published", "replayed for later"])
+def test_what_cannot_be_swept_yet_does_not_keep_others_waiting(handed_over: Any, waits: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sweep, "LOT", 2)
+    before = [handed_over("approved", LONG_AGO) for _ in range(3)]
+    stuck = handed_over("approved", LONG_AGO)
+    for event in before:
+        if waits == "replayed for later":
+            later = timezone.now() + LONG_AGO
+            Event.objects.create(type=event.type, partition_key="a", subject=event.subject, due_at=later)
+        else:
+            published_at = None if waits == "owed" else timezone.now()
+            Event.objects.filter(pk=event.pk).update(published_at=published_at)
+
+    assert sweep_stuck() == 1
+
+    stuck.refresh_from_db()
+    assert stuck.published_at is None
+
+
+def test_one_run_takes_several_lots_and_not_too_many(handed_over: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sweep, "LOT", 2)
+    monkeypatch.setattr(sweep, "SWEPT_MAX", 6)
+    for _ in range(7):
+        handed_over("accepted", LONG_AGO)
+
+    assert [sweep_stuck(), sweep_stuck(), sweep_stuck()] == [6, 1, 0]
