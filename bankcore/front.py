@@ -51,11 +51,19 @@ class Refusal(Exception):
         self.status, self.code, self.title, self.detail, self.retry_after = status, code, title, detail, retry_after
 
 
-TOO_SLOW = Refusal(
-    408, "body_too_slow", "The body did not arrive in time", "Nothing was changed. Send it again, and in one go."
-)
-BUSY = Refusal(503, "overloaded", "Too many requests are waiting", Overloaded.detail, retry_after=BUSY_RETRY_SECONDS)
-TOO_LARGE = Refusal(413, PayloadTooLarge.code, PayloadTooLarge.title, PayloadTooLarge.detail)
+# Made anew each time: what is raised keeps all it passed, the request's body as well.
+def _too_slow() -> Refusal:
+    detail = "Nothing was changed. Send it again, and in one go."
+    return Refusal(408, "body_too_slow", "The body did not arrive in time", detail)
+
+
+def _busy() -> Refusal:
+    detail = Overloaded.detail
+    return Refusal(503, "overloaded", "Too many requests are waiting", detail, retry_after=BUSY_RETRY_SECONDS)
+
+
+def _too_large() -> Refusal:
+    return Refusal(413, PayloadTooLarge.code, PayloadTooLarge.title, PayloadTooLarge.detail)
 
 
 class Front:
@@ -81,7 +89,7 @@ class Front:
             size = body_bytes(environ) or 0
             environ["wsgi.input"] = BytesIO(await self._body(environ, size, exchange))
             if self._open >= self._open_max:
-                raise BUSY
+                raise _busy()
             priority = intake_of(scope, size)
             # Answered here, as a refusal must cost far less than an acceptance.
             if priority is not None and (seconds := backpressure.turned_away(priority)) is not None:
@@ -89,13 +97,10 @@ class Front:
             await self._run(environ, exchange, self._turns.get(priority) if priority else None)
         except NoTurn as missed:
             metrics.admission.labels("overloaded").inc()
-            refusal = _overloaded(backpressure.retry_after(missed.seconds))
+            _refuse(_overloaded(backpressure.retry_after(missed.seconds)), scope, exchange)
         except Refusal as refused:
-            refusal = refused
-        else:
-            return
-        metrics.front_refusals.labels(refusal.code).inc()
-        exchange.response_bytes(*_problem(refusal, scope))
+            # Under no name that outlives this: it would keep this call, and the call it, until garbage is looked for.
+            _refuse(refused, scope, exchange)
 
     async def _run(self, environ: Environ, exchange: Exchange, turns: Turns | None = None) -> None:
         self._open += 1
@@ -120,7 +125,7 @@ class Front:
                 await self._throw_away(exchange)
                 return b""
         except TimeoutError:
-            raise TOO_SLOW from None
+            raise _too_slow() from None
 
     async def _throw_away(self, exchange: Exchange) -> None:
         """Read on for a while, as a client that is still sending when the connection closes never sees the answer."""
@@ -128,7 +133,7 @@ class Front:
         async for chunk in exchange:
             seen += len(chunk)
             if seen > THROWN_AWAY_BYTES_MAX:
-                raise TOO_LARGE
+                raise _too_large()
 
     async def _large_body(self, exchange: Exchange) -> bytes:
         body = bytearray()
@@ -137,9 +142,9 @@ class Front:
                 body += chunk
                 self._gathered_bytes += len(chunk)
                 if len(body) > settings.BATCH_BYTES_MAX:
-                    raise TOO_LARGE
+                    raise _too_large()
                 if self._gathered_bytes > GATHERED_BYTES_MAX:
-                    raise BUSY
+                    raise _busy()
         finally:
             self._gathered_bytes -= len(body)
         return bytes(body)
@@ -174,6 +179,11 @@ def intake_of(scope: Any, size: int) -> Priority | None:
 
 def _overloaded(seconds: int) -> Refusal:
     return Refusal(503, Overloaded.code, Overloaded.title, Overloaded.detail, retry_after=seconds)
+
+
+def _refuse(refusal: Refusal, scope: Any, exchange: Exchange) -> None:
+    metrics.front_refusals.labels(refusal.code).inc()
+    exchange.response_bytes(*_problem(refusal, scope))
 
 
 async def _send(transport: Any, piece: bytes) -> None:
