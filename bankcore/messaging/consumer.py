@@ -4,6 +4,7 @@ Celery by itself acknowledges what it cannot decode and exits over some malforme
 """
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -22,8 +23,11 @@ log = logging.getLogger(__name__)
 
 HEARTBEATS_PER_INTERVAL = 2
 SUSPECT_SECONDS = 0.1
-# Of housekeeping that beat asks for, only what was asked for lately is done.
+# Housekeeping that looks so old is left undone if the same was done in this process just now: of what piled up, one is
+# enough. Far less than the shortest of beat's intervals, so that nothing is left undone by a clock that is wrong, here
+# or where it was signed, and lets all of it look old.
 STALE_SECONDS = 55.0
+JUST_NOW_SECONDS = 2.0
 # A connection that lasted so long was of use: what ends it starts no pause.
 LASTED_SECONDS = 10.0
 LOOK_SECONDS = 0.05
@@ -46,6 +50,7 @@ class GuardedConsumer(Consumer):
         # Which node is tried first, and how often in a row a connection came to nothing or did not last.
         self._turn = self._failures = 0
         self._connected_at = 0.0
+        self._done_at: dict[str, float] = {}
         self._heartbeats = Heartbeats(interval_seconds) if self.app.conf.broker_url.startswith("amqp") else None
 
     # -- the connection ------------------------------------------------------------------------------------------------
@@ -117,9 +122,9 @@ class GuardedConsumer(Consumer):
             except Exception:
                 log.exception("unreadable message on %s", message.delivery_info.get("routing_key"))
                 return message.reject_log_error(log, self.connection_errors)
-            if message.delivery_info.get("routing_key") == "maintenance" and message.age_seconds > STALE_SECONDS:
-                # Beat has sent the same again meanwhile. Left to expire in the broker, it would be a dead letter.
-                log.warning("%s is %.0f s old, and superseded", message.headers["task"], message.age_seconds)
+            if message.delivery_info.get("routing_key") == "maintenance" and self._is_superseded(message):
+                # Left to expire in the broker, it would be a dead letter.
+                log.warning("%s is %.0f s old, and was done just now", message.headers.get("task"), message.age_seconds)
                 return message.ack_log_error(log, self.connection_errors)
             if message.delivery_count:
                 return self._suspect(message)
@@ -137,10 +142,18 @@ class GuardedConsumer(Consumer):
                 # Malformed headers reach this far; for one bad message the worker does not stop.
                 log.exception("malformed message on %s", message.delivery_info.get("routing_key"))
                 return message.reject_log_error(log, self.connection_errors)
+            finally:
+                if message.delivery_info.get("routing_key") == "maintenance":
+                    self._done_at[message.headers.get("task", "")] = time.monotonic()
 
         self._take = take
         self.handle_task_message = guarded
         return guarded
+
+    def _is_superseded(self, message: Any) -> bool:
+        """Tell whether it is one of many that piled up, of which the first was done just now."""
+        done_seconds = time.monotonic() - self._done_at.get(message.headers.get("task", ""), -math.inf)
+        return bool(message.age_seconds > STALE_SECONDS) and done_seconds < JUST_NOW_SECONDS
 
     def on_close(self) -> None:
         # They are back in their queues: the channel is gone.

@@ -8,6 +8,7 @@ from django.conf import settings
 from kombu import Exchange, Producer
 
 from bankcore import topology
+from bankcore.messaging import envelope
 from bankcore.messaging.broker import declare_topology
 from bankcore.messaging.models import DeadLetter
 from bankcore.messaging.publisher import Publisher, TaskMessage
@@ -90,6 +91,28 @@ def test_what_was_added_to_a_signed_message_on_the_way_has_no_say(producer, brok
     assert worker.poll() is None
     assert eventually(lambda: broker.depth("dead_letters") == 0)
     assert DeadLetter.objects.count() == 0
+
+
+def test_a_clock_that_is_wrong_keeps_no_housekeeping_from_being_done(producer, broker, start, accounts, make_transfer):
+    """All that the maintenance worker gets looks an hour old; of what piled up at once, the first is done."""
+    *payers, bob = accounts(*[10] * 20, 0)
+    transfers = [make_transfer(payer, bob, 1) for payer in payers]
+    *piled_up, last = [call([str(transfer.pk)]) for transfer in transfers]
+    for body in piled_up:
+        headers = task_headers()
+        envelope.sign(headers, queue="maintenance", body=body)
+        headers[envelope.ISSUED_AT_HEADER] -= 3_600_000
+        key = settings.MESSAGE_KEYS[0]
+        headers[envelope.SIGNATURE_HEADER] = envelope._signature(key, headers, "maintenance", body)
+        producer.publish(body, routing_key="maintenance", headers=headers, delivery_mode=2, **JSON)
+    headers = signed(last, task_headers(), queue="maintenance")
+    producer.publish(last, routing_key="maintenance", headers=headers, delivery_mode=2, **JSON)
+
+    start("worker", "maintenance")
+
+    assert eventually(lambda: Transfer.objects.get(pk=transfers[-1].pk).status == "posted")
+    assert Transfer.objects.get(pk=transfers[0].pk).status == "posted"
+    assert Transfer.objects.filter(status="approved").exists()
 
 
 def test_a_message_that_kills_its_worker_ends_on_the_desk_and_the_others_go_on(

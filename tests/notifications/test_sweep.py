@@ -158,6 +158,21 @@ def test_it_waits_for_what_the_relay_owes_or_has_just_published(ada, shop, lost,
     assert owed() == [first, second]
 
 
+def test_a_clock_that_is_wrong_lets_nothing_pass_for_old(ada, shop, lost, monkeypatch):
+    """An event with a lower id may be uncommitted still."""
+    told = lost(ada, shop)
+    dispatch([told])
+    young = published(lost(ada, shop), seconds=5)
+    published(Event.objects.get(type="notification.pending").pk, seconds=5)
+    an_hour_on = timezone.now() + timedelta(hours=1)
+    monkeypatch.setattr(timezone, "now", lambda: an_hour_on)
+
+    assert sweep_lost() == 0
+    tasks.redrive_webhooks_task()
+
+    assert told <= position() < young
+
+
 def test_an_event_is_read_once(ada, shop, lost, statements):
     for _ in range(3):
         lost(ada, shop)
