@@ -61,6 +61,7 @@ class Size:
     burst_seconds: float
     growth_lines: int
     growth_turns: int
+    quick: bool = False
 
 
 FULL = Size(
@@ -71,7 +72,7 @@ FULL = Size(
 QUICK = Size(
     rounds=1, pgbench_seconds=8, naive_seconds=4.0, single_seconds=8.0, accept_seconds=8.0,
     batched=40_000, idle=60, warm_up_seconds=3.0,
-    engine_seconds=2.5, burst_seconds=15.0, growth_lines=1_000_000, growth_turns=5,
+    engine_seconds=2.5, burst_seconds=15.0, growth_lines=1_000_000, growth_turns=5, quick=True,
 )  # fmt: skip
 
 
@@ -173,12 +174,13 @@ def run(size: Size, console: Console, *, seed: int) -> dict[str, Any]:
         profiles = bench.bankcore.profiles
     values = settle([*rounds, once])
     console.print()
-    print_table(console, values, rounds=size.rounds)
+    print_table(console, values, rounds=size.rounds, quick=size.quick)
     _print_profiles(console, profiles)
     result = {
         **values,
         "verdicts": verdicts(values),
         "rounds": size.rounds,
+        "quick": size.quick,
         "processors_percent": profiles,
         "machine": machine | {"database": stack["database"], "broker": stack["broker"]},
     }

@@ -144,16 +144,15 @@ class Bankcore:
 
     def measure_burst(self, *, sustained: float, seconds: float) -> tuple[dict[str, float | None], Burst]:
         """Offer ten times the sustained rate, and hold every answer against what became of its transfers."""
-        rows, since = bench_burst.ROWS, self._now()
-        bodies = [self._rows(rows) for _ in range(BURST_BODIES)]
-        offered = sustained * bench_burst.TIMES
+        since = self._now()
+        bodies = [self._rows(bench_burst.ROWS) for _ in range(BURST_BODIES)]
         self._profile.start()
         posted_before = self._posted_by_metrics()
         burst = bench_burst.run(
             self._target,
             (self._post_batch(self._random.choice(bodies)) for _ in itertools.count()),
             lambda: self._batch(bench_burst.BULK_ROWS),
-            per_second=offered,
+            per_second=sustained * bench_burst.TIMES,
             seconds=seconds,
             posted=lambda: self._posted_by_metrics() - posted_before,
         )
@@ -162,9 +161,9 @@ class Bankcore:
         posted, created, took = self._one(_POSTED_SINCE, {"since": since})
         self._await_quiet()
         return {
-            "burst_offered_tps": offered,
+            "burst_offered_tps": burst.sent_rows / seconds,
             "burst_errors": float(burst.errors),
-            "burst_lost": float(max(created, burst.accepted * rows) - posted),
+            "burst_lost": float(max(created, burst.accepted_rows) - posted),
             "burst_accept_p99_ms": burst.accept_ms(99),
             "burst_drain_share": posted / took / sustained if took else None,
             "burst_retry_after_off": burst.retry_after_off,

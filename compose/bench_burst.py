@@ -1,7 +1,8 @@
 """A burst: ten times what can be worked off, for a while, and what becomes of every request of it.
 
 Batches, because one machine cannot send ten times as many single requests as it can serve. Each request is sent once,
-on a fixed timetable; a refusal is an answer and is not repeated, so the load stays ten times too much to the end.
+on a fixed timetable; a refusal is an answer and is not repeated, so the load stays ten times too much to the end. Where
+slow answers hold up every client at once the timetable slips: what was really sent is counted.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from compose.bench_report import NEVER
 from compose.client import TRY_LATER, Answer, Connection, Target, percentile
 
 ACCEPTED = 202
 TIMES = 10
 ROWS = 500
 BULK_ROWS = 2_000
-CLIENTS = 48
+CLIENTS = 96
 SAMPLE_SECONDS = 0.5
 ASK_AGAIN_SECONDS = 0.25
 ASK_AGAIN_SECONDS_MAX = 60.0
@@ -37,29 +39,37 @@ class Sample(NamedTuple):
 
 @dataclass
 class Told:
-    """A refusal's Retry-After, and what became of it: seconds from the refusal until the same kind was taken."""
+    """A refusal's Retry-After, and what became of it: seconds from the refusal until the same kind was taken.
+
+    Without `real_seconds` it was never taken, although it was asked for ASK_AGAIN_SECONDS_MAX.
+    """
 
     at: float
     seconds: float
     real_seconds: float | None = None
 
     @property
-    def off(self) -> float | None:
-        """How far it was from what really happened, as a share.
+    def off(self) -> float:
+        """How far it was from what really happened, as a share; NEVER if it did not happen.
 
         Retry-After has whole seconds: what is within one second is right.
         """
         if self.real_seconds is None:
-            return None
+            return NEVER
         apart = abs(self.seconds - self.real_seconds)
         return 0.0 if apart <= 1.0 else apart / self.real_seconds
 
 
 @dataclass
 class Burst:
-    """Every answer of a burst. `latencies` are (seconds since its beginning, seconds until the 202)."""
+    """Every answer of a burst, and of asking after it. `latencies` are those of the burst alone.
+
+    A latency is (seconds since the beginning, seconds from the sending until the 202).
+    """
 
     statuses: Counter[int] = field(default_factory=Counter)
+    sent_rows: int = 0
+    accepted_rows: int = 0
     latencies: list[tuple[float, float]] = field(default_factory=list)
     # The last refusal of the burst, and the first ones after it, by kind.
     last_told: Told | None = None
@@ -75,17 +85,24 @@ class Burst:
         wrong = sum(n for status, n in self.statuses.items() if status != ACCEPTED and status not in TRY_LATER)
         return wrong + self.without_retry_after + self.broken
 
-    @property
-    def accepted(self) -> int:
-        return len(self.latencies)
-
     def accept_ms(self, percent: float) -> float | None:
         return percentile([took for _, took in self.latencies], percent, scale=1000.0)
 
     @property
     def retry_after_off(self) -> float | None:
         """The worst of the kinds: how far Retry-After was from the moment at which such a request was taken."""
-        return max((off for told in self.told.values() if (off := told.off) is not None), default=None)
+        return max((told.off for told in self.told.values()), default=None)
+
+    def count(self, answer: Answer, rows: int) -> Told | None:
+        """Count one answer to so many transfers, and return what a refusal told."""
+        self.statuses[answer.status] += 1
+        if answer.status == ACCEPTED:
+            self.accepted_rows += rows
+        elif answer.status in TRY_LATER:
+            if (said := _retry_after(answer)) is not None:
+                return Told(time.perf_counter(), said)
+            self.without_retry_after += 1
+        return None
 
 
 def run(
@@ -117,8 +134,10 @@ async def _run(
     watching = asyncio.create_task(_watch(burst, began, posted))
     lanes = (_lane(burst, target, batches, timetable, began, began + seconds) for _ in range(CLIENTS))
     await asyncio.gather(*lanes)
-    asked = {"batch": lambda: next(batches), "file": bulk}
-    await asyncio.gather(*(_ask_until_taken(burst, target, kind, request) for kind, request in asked.items()))
+    await asyncio.gather(
+        _ask_until_taken(burst, target, "batch", lambda: next(batches), ROWS),
+        _ask_until_taken(burst, target, "file", bulk, BULK_ROWS),
+    )
     watching.cancel()
     return burst
 
@@ -140,24 +159,19 @@ async def _lane(
 
 async def _send_once(burst: Burst, connection: Connection, request: bytes, began: float) -> None:
     sent = time.perf_counter()
+    burst.sent_rows += ROWS
     try:
         answer = await connection.send(request)
     except (ConnectionError, TimeoutError, OSError):
         burst.broken += 1
         return
-    burst.statuses[answer.status] += 1
+    burst.last_told = burst.count(answer, ROWS) or burst.last_told
     if answer.status == ACCEPTED:
         burst.latencies.append((sent - began, time.perf_counter() - sent))
-    elif answer.status in TRY_LATER:
-        said = _retry_after(answer)
-        if said is None:
-            burst.without_retry_after += 1
-        else:
-            burst.last_told = Told(time.perf_counter(), said)
 
 
-async def _ask_until_taken(burst: Burst, target: Target, kind: str, request: Callable[[], bytes]) -> None:
-    """Hold the Retry-After of a refusal against the moment at which the same kind of request is taken.
+async def _ask_until_taken(burst: Burst, target: Target, kind: str, request: Callable[[], bytes], rows: int) -> None:
+    """Hold the Retry-After of a refusal against the moment at which the same kind of request is taken (202).
 
     Of batches that is the burst's last refusal, if it has just come: one batch more may be taken at once.
     """
@@ -170,12 +184,13 @@ async def _ask_until_taken(burst: Burst, target: Target, kind: str, request: Cal
         except (ConnectionError, TimeoutError, OSError):
             burst.broken += 1
             break
+        told = burst.count(answer, rows)
+        if answer.status == ACCEPTED and kind in burst.told:
+            burst.told[kind].real_seconds = time.perf_counter() - burst.told[kind].at
         if answer.status not in TRY_LATER:
-            if kind in burst.told:
-                burst.told[kind].real_seconds = time.perf_counter() - burst.told[kind].at
             break
-        if kind not in burst.told and (said := _retry_after(answer)) is not None:
-            burst.told[kind] = Told(time.perf_counter(), said)
+        if told is not None:
+            burst.told.setdefault(kind, told)
         await asyncio.sleep(ASK_AGAIN_SECONDS)
     connection.close()
 
@@ -183,7 +198,7 @@ async def _ask_until_taken(burst: Burst, target: Target, kind: str, request: Cal
 async def _watch(burst: Burst, began: float, posted: Callable[[], int]) -> None:
     while True:
         so_far = await asyncio.to_thread(posted)
-        burst.samples.append(Sample(time.perf_counter() - began, burst.accepted * ROWS, so_far))
+        burst.samples.append(Sample(time.perf_counter() - began, burst.accepted_rows, so_far))
         await asyncio.sleep(SAMPLE_SECONDS)
 
 

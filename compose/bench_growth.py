@@ -121,7 +121,7 @@ def measure(short: Driver, long: Driver, *, turns: int) -> dict[str, float | Non
     for driver in (short, long):
         # The first proof reads everything there is; what is timed is what each one after it has to read.
         driver.ask("prove")
-        driver.ask("post", batch=BATCH, hot=False, batches=BATCHES)
+        _post(driver)
     costs: dict[str, list[list[float]]] = {}
     for turn in range(turns):
         order = (short, long) if turn % 2 == 0 else (long, short)
@@ -133,7 +133,7 @@ def measure(short: Driver, long: Driver, *, turns: int) -> dict[str, float | Non
 
 
 def _costs(driver: Driver) -> dict[str, float]:
-    posting = driver.ask("post", batch=BATCH, hot=False, batches=BATCHES)
+    posting = _post(driver)
     found = {"posting": posting["p50_ms"]}
     proof = driver.ask("prove")
     if not proof["balanced"]:
@@ -142,6 +142,11 @@ def _costs(driver: Driver) -> dict[str, float]:
     for name, path in READINGS.items():
         found[name] = driver.ask("read", path=path, times=READS)["p50_ms"]
     return found
+
+
+def _post(driver: Driver) -> dict[str, Any]:
+    driver.ask("prepare", batch=BATCH, hot=False, batches=BATCHES)
+    return driver.ask("post")
 
 
 def _ratio(pair: Sequence[Sequence[float]]) -> float:

@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import django
 
+from bankcore.identifiers import new_id
 from compose.client import percentile
 
 AMOUNT_MINOR = 1
@@ -32,22 +33,29 @@ class Probe:
         self._accounts = [UUID(account) for account in accounts]
         self._currency = currency
         self._random = Random(seed)
+        self._ready: list[list[Any]] = []
         self._client = APIClient(headers={"Authorization": f"Bearer {token}"}, SERVER_NAME="127.0.0.1")
 
-    def post(self, *, batch: int, hot: bool, seconds: float = 0.0, batches: int = 0) -> dict[str, Any]:
-        """Post batches through the ledger for so long, or so many; each is one transaction."""
+    def prepare(self, *, batch: int, hot: bool, batches: int) -> dict[str, Any]:
+        """Make up so many batches for the next `post`: that is the driver's work, not the engine's."""
+        from accounts.ledger import Movement
+
+        self._ready = [[self._movement(Movement, hot) for _ in range(batch)] for _ in range(batches)]
+        return {"prepared": batches}
+
+    def post(self) -> dict[str, Any]:
+        """Post what was prepared through the ledger, one batch after the other; each is one transaction."""
         from accounts import ledger
 
         times, posted = list[float](), 0
-        deadline = time.perf_counter() + seconds
-        while len(times) < batches or time.perf_counter() < deadline:
-            movements = [self._movement(ledger.Movement, hot) for _ in range(batch)]
+        for movements in self._ready:
             began = time.perf_counter()
             outcomes = ledger.post(movements)
             times.append(time.perf_counter() - began)
             posted += outcomes.count(ledger.POSTED)
-        # Making up movements is the driver's work, not the engine's: only the calls count.
-        return {"posted": posted, "seconds": sum(times), "p50_ms": percentile(times, 50, scale=1000.0),
+        # A movement counts once: what was posted must not be posted again.
+        self._ready = []
+        return {"posted": posted, "p50_ms": percentile(times, 50, scale=1000.0),
                 "p99_ms": percentile(times, 99, scale=1000.0)}  # fmt: skip
 
     def read(self, *, path: str, times: int) -> dict[str, Any]:
@@ -71,11 +79,12 @@ class Probe:
         return {"seconds": time.perf_counter() - began, "balanced": result is not None and result.balanced}
 
     def _movement(self, movement: Callable[..., Any], hot: bool) -> Any:
+        """One movement. Its reference is in the order of time, as those of transfers are."""
         if hot:
             debit, credit = self._random.choice(self._accounts[1:]), self._accounts[0]
         else:
             debit, credit = self._random.sample(self._accounts, 2)
-        return movement(f"transfer:{uuid4()}", debit, credit, AMOUNT_MINOR, self._currency)
+        return movement(f"transfer:{new_id()}", debit, credit, AMOUNT_MINOR, self._currency)
 
 
 def main() -> int:

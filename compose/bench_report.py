@@ -17,6 +17,14 @@ from rich.table import Table
 
 SIGNIFICANT_DIGITS = 4
 BATCH_ROWS = 2_000
+# For a ratio to something that never happened: JSON has no infinity.
+NEVER = 1e6
+# Parts that the quick run makes shorter than their goals are meant for.
+SHORT_PARTS = ("burst_", "growth_")
+ELSEWHERE = (
+    "Not measured here: at least 1,000 webhook calls open at once in a worker of less than 300 MiB. "
+    "tests/notifications/test_webhook_load.py holds 1,200 open, fails from 300 MiB on, and prints both figures."
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,11 @@ FIGURES = (
     Figure(
         "batch_10000_accept_ms", "ms", "Time to the 202 of a batch of 10,000 transfers, into an idle system: median."
     ),
-    Figure("engine_tps", "/s", "The ledger alone: two processes post batches of 1,000, uniform over 10,000 accounts."),
+    Figure(
+        "engine_tps",
+        "/s",
+        "The ledger alone: two processes post batches of 1,000, uniform over 10,000 accounts, from start to end.",
+    ),
     Figure("engine_hot_tps", "/s", "The same when every transfer credits one account."),
     Figure("engine_100_tps", "/s", "The ledger alone in batches of 100, uniform."),
     Figure("engine_100_p99_ms", "ms", "99 of 100 of these batches were posted and committed within this time."),
@@ -81,14 +93,22 @@ FIGURES = (
         "Idle, one transfer at a time: from created_at until another connection sees it posted.",
     ),
     Figure("accept_to_posted_p99_ms", "ms", "The same, 99 of 100 transfers."),
-    Figure("burst_offered_tps", "/s", "The burst: ten times end_to_end_tps, in batches, each sent once."),
+    Figure(
+        "burst_offered_tps",
+        "/s",
+        "The burst: what was sent, in batches, each sent once; ten times end_to_end_tps is planned.",
+    ),
     Figure(
         "burst_errors",
         "",
         "Answers of the burst that were not 202, nor 429 or 503 with Retry-After; broken connections.",
     ),
     Figure("burst_lost", "", "Transfers that the burst's 202s promised and that were not posted."),
-    Figure("burst_accept_p99_ms", "ms", "Time to the 202 in the burst, 99 of 100 accepted requests."),
+    Figure(
+        "burst_accept_p99_ms",
+        "ms",
+        "Time to the 202 in the burst, 99 of 100 accepted requests, counted from the sending (not the planned moment).",
+    ),
     Figure(
         "burst_drain_share",
         "x",
@@ -97,7 +117,8 @@ FIGURES = (
     Figure(
         "burst_retry_after_off",
         "x",
-        "How far Retry-After was from when one was taken, the worse of batch and file.",
+        "How far Retry-After was from when one of its kind was taken, the worse of batch and file. Judged are the "
+        "burst's last refusal of a batch and the first of a file after the burst, each asked again until a 202.",
     ),
     Figure(
         "growth_posting", "x", "A batch of 500 posted: with the long history over with the short one (growth_lines)."
@@ -108,6 +129,12 @@ FIGURES = (
     Figure("growth_proof", "x", "The same for one increment of the books proof."),
     Figure("growth_ratio", "x", "The largest of these."),
     Figure("growth_lines", "", "Journal lines of the long history; the short one has 100,000."),
+    Figure(
+        "burst_offered_times",
+        "x",
+        "What the burst sent against end_to_end_tps.",
+        ("burst_offered_tps", "end_to_end_tps"),
+    ),
     Figure("engine_vs_pgbench", "x", "The ledger alone against the yardstick.", ("engine_tps", "pgbench_tps")),
     Figure("engine_100_vs_pgbench", "x", "The same in batches of 100.", ("engine_100_tps", "pgbench_tps")),
     Figure(
@@ -142,6 +169,7 @@ GOALS = (
     Goal("accept_to_posted_p50_ms", at_most=50.0),
     Goal("accept_to_posted_p99_ms", at_most=250.0),
     Goal("batch_10000_accept_ms", at_most=1000.0),
+    Goal("burst_offered_times", at_least=9.5),
     Goal("burst_errors", at_most=0.0),
     Goal("burst_lost", at_most=0.0),
     Goal("burst_accept_p99_ms", at_most=250.0),
@@ -174,7 +202,8 @@ def _verdict(goal: Goal, value: float | None) -> str:
     return "PASS" if value is not None and goal.reached(value) else "RED"
 
 
-def print_table(console: Console, values: Mapping[str, float | None], *, rounds: int) -> None:
+def print_table(console: Console, values: Mapping[str, float | None], *, rounds: int, quick: bool = False) -> None:
+    """Say each figure, its goal and its meaning; `quick` marks the verdicts of parts that were cut short."""
     how = "one measurement each" if rounds == 1 else f"median of {rounds}"
     table = Table(title=f"bankcore benchmark ({how}, one machine, one run)", title_justify="left")
     table.add_column("figure", no_wrap=True)
@@ -185,12 +214,17 @@ def print_table(console: Console, values: Mapping[str, float | None], *, rounds:
     for figure in FIGURES:
         value, verdict = values.get(figure.key), results.get(figure.key, "")
         colour = {"PASS": "green", "RED": "bold red"}.get(verdict)
-        shown = f"[{colour}]{verdict}[/]" if colour else ""
+        mark = " (quick)" if quick and figure.key.startswith(SHORT_PARTS) else ""
+        shown = f"[{colour}]{verdict}[/]{mark}" if colour else ""
         ratio = _ratio(figure, value, values.get("pgbench_tps"))
         table.add_row(figure.key, _shown(figure, value), ratio, goals.get(figure.key, ""), shown)
     console.print(table)
     for figure in FIGURES:
         console.print(f"{figure.key}: {figure.meaning}", highlight=False, soft_wrap=True)
+    if quick:
+        meant = "(quick): the goal is meant for the full run, with a burst of 60 s and 10 million journal lines."
+        console.print(meant, highlight=False, soft_wrap=True)
+    console.print(ELSEWHERE, highlight=False, soft_wrap=True)
 
 
 def machine_facts() -> dict[str, Any]:
@@ -217,6 +251,8 @@ def save(result: Mapping[str, Any], folder: Path) -> Path:
 def _shown(figure: Figure, value: float | None) -> str:
     if value is None:
         return "not measured"
+    if figure.unit == "x" and value >= NEVER:
+        return "never"
     return f"{value:,.0f} {figure.unit}" if value >= 100 else f"{value:.2f} {figure.unit}"
 
 
