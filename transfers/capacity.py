@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 from bankcore.database import fetch_all
+from bankcore.messaging.backpressure import Priority
 
 STAGES = ("risk", "posting", "notifications")
 STEP_SECONDS = 0.1
@@ -23,6 +25,8 @@ BUSY_TRANSFERS_MIN = 200
 # An id in a message: a UUID of 36 characters, quotes and a comma. Compression makes it less; replicas make it more.
 ID_BYTES = 39
 SIMULATED_SECONDS_MAX = 24 * 3600
+# More than so many times the workers is no answer.
+FACTOR_MAX = 1024
 
 _SECONDS = """
 SELECT extract(epoch FROM date_trunc('second', created_at))::bigint, type, count(*)
@@ -120,11 +124,14 @@ def forecast(
     until_seconds: float,
     rates: Mapping[str, float],
     promise_seconds: float | None,
+    priority: Priority = Priority.INTERACTIVE,
     transfer_bytes: float = 0.0,
+    drain: bool = True,
 ) -> Forecast:
-    """Simulate the arrivals (sorted by time) until `until_seconds`, and on until all is drained.
+    """Simulate the arrivals (sorted by time) until `until_seconds`, and on until all is drained, unless told not to.
 
-    With `promise_seconds` intake refuses what would wait longer than that, as bankcore.messaging.backpressure does.
+    With `promise_seconds` intake refuses what would wait longer than the part of it up to which work of this priority
+    is taken, as bankcore.messaging.backpressure does.
     `drained_after_seconds` counts from the beginning; it is None if the work would not be done in a day.
     """
     stages = [stage for stage in STAGES if stage in rates]
@@ -132,10 +139,11 @@ def forecast(
     peak, offered, accepted, longest, step = dict(waiting), 0.0, 0.0, 0.0, 0
     money = [stage for stage in stages if stage != "notifications"]
     last_step, endless = round(until_seconds / STEP_SECONDS), round(SIMULATED_SECONDS_MAX / STEP_SECONDS)
-    while step < endless and (step < last_step or any(n >= 0.5 for n in waiting.values())):
+    bearable = inf if promise_seconds is None else promise_seconds * priority.value
+    while step < endless and (step < last_step or (drain and any(n >= 0.5 for n in waiting.values()))):
         coming = _rate_at(arrivals, step * STEP_SECONDS) * STEP_SECONDS if step < last_step else 0.0
         wait = _wait_seconds(waiting, rates, money)
-        taken = coming if promise_seconds is None or wait <= promise_seconds else 0.0
+        taken = coming if wait <= bearable else 0.0
         offered, accepted, flow = offered + coming, accepted + taken, taken
         for stage in stages:
             waiting[stage] += flow
@@ -175,17 +183,28 @@ def _rate_at(arrivals: Sequence[Arrivals], now: float) -> float:
 
 
 def factor_needed(
-    arrivals: Sequence[Arrivals], *, until_seconds: float, rates: Mapping[str, float], promise_seconds: float
-) -> float:
-    """By how much every rate has to grow so that nothing waits longer than the promise although nothing is refused."""
+    arrivals: Sequence[Arrivals],
+    *,
+    until_seconds: float,
+    rates: Mapping[str, float],
+    promise_seconds: float,
+    priority: Priority = Priority.INTERACTIVE,
+) -> float | None:
+    """By how much every rate has to grow so that intake would refuse nothing of this priority.
+
+    None if FACTOR_MAX times the rates do not suffice.
+    """
     low, high = 0.0, 1.0
 
     def keeps(factor: float) -> bool:
         faster = {stage: rate * factor for stage, rate in rates.items()}
-        seen = forecast(arrivals, until_seconds=until_seconds, rates=faster, promise_seconds=None)
-        return seen.longest_wait_seconds <= promise_seconds
+        seen = forecast(arrivals, until_seconds=until_seconds, rates=faster, promise_seconds=None, drain=False)
+        # Once nothing arrives any more, no wait becomes longer.
+        return seen.longest_wait_seconds <= promise_seconds * priority.value
 
-    while not keeps(high) and high < 1024:
+    while not keeps(high):
+        if high >= FACTOR_MAX:
+            return None
         low, high = high, high * 2
     for _ in range(12):
         middle = (low + high) / 2

@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 from django.core.management import CommandError, call_command
 
+from bankcore.messaging.backpressure import Priority
 from bankcore.messaging.models import Event
 from transfers.capacity import Arrivals, factor_needed, forecast, measured_rates
 
@@ -53,6 +54,20 @@ def test_the_factor_makes_the_longest_wait_the_promise():
     assert factor_needed(arrivals, until_seconds=60, rates={"risk": 1e4, "posting": 1e4}, promise_seconds=10) <= 1
 
 
+def test_work_of_a_kind_is_taken_up_to_its_part_of_the_promise():
+    longest, factors = {}, {}
+    for priority in Priority:
+        load = {"until_seconds": 60, "rates": RATES, "promise_seconds": 10, "priority": priority}
+        longest[priority] = forecast([Arrivals(0, 2000)], **load).longest_wait_seconds
+        factors[priority] = factor_needed([Arrivals(0, 2000)], **load)
+    assert longest == {priority: pytest.approx(10 * priority.value, abs=0.5) for priority in Priority}
+    assert factors[Priority.INTERACTIVE] < factors[Priority.BATCH] < factors[Priority.BULK]
+
+
+def test_what_no_number_of_workers_bears_is_said_to_be_so():
+    assert factor_needed([Arrivals(0, 1e9)], until_seconds=60, rates=RATES, promise_seconds=10) is None
+
+
 def a_burst(transfers: int, approved_per_second: int, posted_per_second: int) -> None:
     """Events as a burst leaves them: all accepted in the first second, then worked off stage by stage."""
     began = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=5)
@@ -92,16 +107,26 @@ def test_the_command_prints_a_forecast_for_people_and_for_programs(capsys):
         "10",
         "--rates",
         "risk=1000,posting=500",
+        "--kind",
+        "single",
         "--no-admission",
         "--json",
     )
     result = json.loads(capsys.readouterr().out)
     assert result["peak_waiting"]["risk"] == pytest.approx(10_000, rel=0.02)
     assert result["longest_wait_seconds"] == pytest.approx(30, rel=0.02)
-    # At most 30 seconds of waiting are promised by default, and that is what it came to: no more workers are needed.
+    # At most 30 seconds of waiting are promised by default, to single transfers all of them, and that is what it came
+    # to: no more workers are needed.
     assert result["workers_needed"] == 2
     call_command("capacity", "--arrivals", "0:50000", "--rates", "risk=1000,posting=500")
     assert "refused (503" in capsys.readouterr().out
+    hopeless = ("capacity", "--arrivals", "0:1e9", "--rates", "risk=1000,posting=500", "--kind", "file")
+    call_command(*hopeless)
+    assert "nothing suffices" in capsys.readouterr().out
+    call_command(*hopeless, "--json")
+    result = json.loads(capsys.readouterr().out)
+    assert (result["workers_needed"], result["partitions_needed"]) == (None, None)
+    assert result["longest_wait_seconds"] < 1e9
 
 
 @pytest.mark.django_db
@@ -110,12 +135,19 @@ def test_the_command_prints_a_forecast_for_people_and_for_programs(capsys):
     [
         ["--arrivals", "much"],
         ["--arrivals", "0:-5"],
+        ["--arrivals", "0:inf"],
+        ["--arrivals", "nan:5"],
+        ["--arrivals", "60:1e400"],
+        ["--arrivals", "0:5", "--until", "inf"],
+        ["--arrivals", "0:5", "--until", "long"],
+        ["--arrivals", "0:5", "--promise", "nan"],
+        ["--arrivals", "0:5", "--rates", "risk=inf"],
         ["--arrivals", "0:5", "--rates", "risk=fast"],
         ["--arrivals", "0:5", "--rates", "tea=5"],
     ],
 )
 def test_a_wrong_profile_is_explained(arguments):
-    with pytest.raises(CommandError, match=r"is like 0:500|no negative|is like risk="):
+    with pytest.raises(CommandError, match=r"is like 0:500|no negative|is like risk=|seconds above 0"):
         call_command("capacity", *arguments)
 
 

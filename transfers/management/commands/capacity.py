@@ -2,8 +2,8 @@
 
 import csv
 import json
-from argparse import ArgumentParser
-from math import ceil
+from argparse import ArgumentParser, ArgumentTypeError
+from math import ceil, isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,16 @@ from django.core.management.base import BaseCommand, CommandError
 from rich.console import Console
 from rich.table import Table
 
-from transfers.capacity import STAGES, Arrivals, bytes_per_transfer, factor_needed, forecast, measured_rates
+from bankcore.messaging.backpressure import Priority
+from transfers.capacity import FACTOR_MAX, STAGES, Arrivals, bytes_per_transfer, factor_needed, forecast, measured_rates
 
 HELP = """Simulate a load from rates measured on this installation. Rates come from the newest busy seconds in the
 database (send a burst first, or give them with --rates), so they hold for the machines and the kind of load that were
 measured. Nothing is sent and nothing is written."""
+
+KINDS = {"single": Priority.INTERACTIVE, "batch": Priority.BATCH, "file": Priority.BULK}
+# Beyond any load and any time that is simulated: sums of what is below it stay numbers.
+NUMBER_MAX = 1e12
 
 
 class Command(BaseCommand):
@@ -31,7 +36,7 @@ class Command(BaseCommand):
             "or a CSV file with the columns seconds,per_second",
         )
         parser.add_argument(
-            "--until", type=float, metavar="SECONDS", help="when arrivals end (default: 60 s after the last change)"
+            "--until", type=_positive, metavar="SECONDS", help="when arrivals end (default: 60 s after the last change)"
         )
         parser.add_argument(
             "--rates",
@@ -41,10 +46,17 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--promise",
-            type=float,
+            type=_positive,
             default=settings.PROMISE_SECONDS,
             metavar="SECONDS",
             help="the longest wait that is promised (default: PROMISE_SECONDS, %(default)s)",
+        )
+        parser.add_argument(
+            "--kind",
+            choices=KINDS,
+            default="batch",
+            help="what arrives: single transfers are taken up to the whole promise, batches up to "
+            f"{Priority.BATCH.value:.0%}% of it, files up to {Priority.BULK.value:.0%}% (default: %(default)s)",
         )
         parser.add_argument(
             "--workers",
@@ -64,14 +76,18 @@ class Command(BaseCommand):
                 "There are no measured rates yet: no stage has had work standing in front of it. Send a burst first "
                 "(POST /api/v1/batches), or give the rates: --rates risk=6000,posting=6000"
             )
+        kind = KINDS[options["kind"]]
         promise = None if options["no_admission"] else options["promise"]
         per_transfer = bytes_per_transfer()
         seen = forecast(
-            arrivals, until_seconds=until, rates=rates, promise_seconds=promise, transfer_bytes=per_transfer or 0.0
+            arrivals, until_seconds=until, rates=rates, promise_seconds=promise, priority=kind,
+            transfer_bytes=per_transfer or 0.0,
+        )  # fmt: skip
+        factor = factor_needed(
+            arrivals, until_seconds=until, rates=rates, promise_seconds=options["promise"], priority=kind
         )
-        factor = factor_needed(arrivals, until_seconds=until, rates=rates, promise_seconds=options["promise"])
         # A tenth of a worker is within the error of any of this.
-        workers = max(ceil(round(options["workers"] * factor, 1)), 1)
+        workers = None if factor is None else max(ceil(round(options["workers"] * factor, 1)), 1)
         result = {
             "rates": {stage: round(rate, 1) for stage, rate in rates.items()},
             "offered": round(seen.offered), "accepted": round(seen.accepted), "refused": round(seen.refused),
@@ -80,7 +96,8 @@ class Command(BaseCommand):
             "drained_after_seconds": seen.drained_after_seconds,
             "broker_bytes": round(seen.broker_bytes),
             "database_bytes": round(seen.database_bytes) if per_transfer else None,
-            "workers_needed": workers, "partitions_needed": max(workers, settings.PARTITIONS),
+            "workers_needed": workers,
+            "partitions_needed": workers and max(workers, settings.PARTITIONS),
         }  # fmt: skip
         if options["json"]:
             self.stdout.write(json.dumps(result))
@@ -100,9 +117,21 @@ def _arrivals(text: str) -> list[Arrivals]:
             f"--arrivals is like 0:500,60:20000 (second:transfers per second) or a CSV file with the columns "
             f"seconds,per_second; this is not: {text}"
         ) from error
-    if not steps or any(step.seconds < 0 or step.per_second < 0 for step in steps):
-        raise CommandError("--arrivals needs at least one step, and no negative numbers")
+    if not steps or any(not 0 <= number <= NUMBER_MAX for step in steps for number in step):
+        raise CommandError(
+            f"--arrivals needs at least one step, and no negative numbers or such beyond {NUMBER_MAX:g}; not {text!r}"
+        )
     return sorted(steps)
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = nan
+    if not 0 < number <= NUMBER_MAX:
+        raise ArgumentTypeError(f"a number of seconds above 0 and up to {NUMBER_MAX:g}, not {text}")
+    return number
 
 
 def _rates(text: str) -> dict[str, float]:
@@ -113,7 +142,7 @@ def _rates(text: str) -> dict[str, float]:
             rates[stage] = float(rate)
         except ValueError:
             rates[stage] = 0.0
-        if stage not in STAGES or rates[stage] <= 0:
+        if stage not in STAGES or not (isfinite(rates[stage]) and rates[stage] > 0):
             raise CommandError(
                 f"--rates is like risk=6000,posting=6000 with the stages {', '.join(STAGES)}; not {part!r}"
             )
@@ -125,6 +154,7 @@ def _show(result: dict[str, Any], promise: float, workers: int) -> None:
     table = Table(title="What this load would do", title_justify="left", show_header=False)
     drained = result["drained_after_seconds"]
     database = result["database_bytes"]
+    needed = result["workers_needed"]
     rows = {
         "measured rates": ", ".join(f"{stage} {rate:,.0f}/s" for stage, rate in result["rates"].items()),
         "offered": f"{result['offered']:,} transfers",
@@ -137,7 +167,9 @@ def _show(result: dict[str, Any], promise: float, workers: int) -> None:
         "database grows by": "unknown: fewer than 1,000 transfers so far"
         if database is None
         else f"{database / 2**20:,.0f} MiB",
-        "to refuse nothing": f"{result['workers_needed']} posting and risk workers (now {workers}), "
+        "to refuse nothing": f"nothing suffices, not even {FACTOR_MAX:,} times as many workers"
+        if needed is None
+        else f"{needed} posting and risk workers (now {workers}), "
         f"PARTITIONS at least {result['partitions_needed']}, on processors that bear them",
     }
     for name, value in rows.items():
