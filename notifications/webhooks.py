@@ -15,6 +15,7 @@ from django.db import transaction
 from bankcore import metrics
 from bankcore.database import execute, fetch_all
 from bankcore.messaging import outbox
+from bankcore.messaging.pause import is_infrastructure
 from bankcore.moments import format_moment
 from notifications.channels.webhook import START_SECONDS_MAX, Call, Outcome, sending
 from transfers.events import TransferFact, load_facts
@@ -37,8 +38,14 @@ def deliver_webhooks(delivery_ids: Sequence[int]) -> int:
     calls = _claim(delivery_ids)
     if not calls:
         return 0
-    with sending(calls) as lots:
-        return sum(_settle(lot) for lot in lots)
+    try:
+        with sending(calls) as lots:
+            return sum(_settle(lot) for lot in lots)
+    except Exception as error:
+        if not is_infrastructure(error):
+            # One of them has a bug. Whoever looks for it, half by half, has to find them free.
+            execute(_RELEASE, ([call.delivery for call in calls],))
+        raise
 
 
 class _Waiting(NamedTuple):
@@ -69,6 +76,9 @@ SELECT d.id, d.endpoint_id, d.event, d.lane, coalesce(d.claimed_until > statemen
 _LEASE = """
 UPDATE notifications_webhookdelivery SET claimed_until = statement_timestamp() + %b * interval '1 second'
  WHERE id = ANY(%b::bigint[])
+"""
+_RELEASE = """
+UPDATE notifications_webhookdelivery SET claimed_until = NULL WHERE id = ANY(%b::bigint[]) AND state = 'pending'
 """
 _GIVE_UP = """
 UPDATE notifications_webhookdelivery SET state = 'failed', failure = %b, claimed_until = NULL

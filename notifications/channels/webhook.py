@@ -27,6 +27,8 @@ OUTCOMES_MAX = 100
 # Breakers and rates are asked off the loop; Redis answers in a fraction of a millisecond.
 BREAKER_THREADS = 2
 HELD_SECONDS = 1.0
+# Between two looks whether the loop is still there, while no call ends.
+LOOK_SECONDS = 0.2
 
 
 class Call(NamedTuple):
@@ -77,7 +79,7 @@ def _lots(
 ) -> Iterator[list[Outcome]]:
     while expected:
         try:
-            lot = [outcomes.get(timeout=1.0)]
+            lot = [outcomes.get(timeout=LOOK_SECONDS)]
         except queue.Empty:
             if not thread.is_alive() and outcomes.empty():
                 raise RuntimeError("the loop ended early") from (failed[0] if failed else None)

@@ -12,8 +12,9 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from accounts.models import Customer
 from bankcore.messaging import outbox
 from bankcore.messaging.breaker import force
-from bankcore.messaging.models import Event
-from notifications import webhooks
+from bankcore.messaging.models import DeadLetter, Event
+from notifications import tasks, webhooks
+from notifications.channels.webhook import _Sender
 from notifications.dispatch import dispatch
 from notifications.endpoints import forget_old_secrets, replay, rotate_secret
 from notifications.models import WebhookDelivery, WebhookEndpoint
@@ -129,6 +130,34 @@ def test_a_failure_is_tried_again_later_and_said(server, ada, shop, happen, answ
     assert deliver_webhooks(due()) == 1
     first, second = server.requests
     assert (first[1], first[0]["webhook-id"]) == (second[1], second[0]["webhook-id"])
+
+
+def test_a_bug_in_one_is_found_counted_and_parked_and_the_others_arrive(
+    server, ada, shop, happen, settings, monkeypatch
+):
+    settings.TASK_ATTEMPTS_MAX = 1
+    listen(server, ada, ordered=False)
+    bad = [happen(ada.accounts_in_use[0], shop) for _ in range(4)][2]
+    culprit = WebhookDelivery.objects.get(event=bad)
+    post = _Sender._post
+
+    async def broken(self, call):
+        if call.delivery == culprit.pk:
+            raise ZeroDivisionError("a bug")
+        return await post(self, call)
+
+    monkeypatch.setattr(_Sender, "_post", broken)
+
+    tasks.deliver_webhooks_task([str(pk) for pk in due()])
+
+    assert Counter(WebhookDelivery.objects.values_list("state", flat=True)) == {"delivered": 3, "pending": 1}
+    assert outbox.attempts(["webhook.pending"], str(culprit.pk)) == 1
+
+    tasks.deliver_webhooks_task([str(culprit.pk)])
+
+    culprit.refresh_from_db()
+    assert (culprit.state, culprit.claimed_until) == ("failed", None)
+    assert DeadLetter.objects.get().subject == str(culprit.pk)
 
 
 def test_a_hung_endpoint_is_left_after_the_time_limit(server, ada, shop, happen, settings):
