@@ -7,7 +7,7 @@ that are due, and removes them when what it read is marked. A hundred thousand e
 and cost nothing today.
 
 A queue that refuses is held back for a while. Its events stay where they are, and would fill the read: so the read
-goes on behind them.
+goes on behind them, and lots are drawn in around them, so that what was published meanwhile is not waded through.
 """
 
 import time
@@ -26,6 +26,7 @@ HOLD_SECONDS_MAX = 1.0
 # While a queue is held back: how many pages are looked through in one go, and how often from the very beginning.
 PAGES_MAX = 50
 REREAD_SECONDS = 30.0
+NARROW_SECONDS = 5.0
 # More lots than this are put together.
 LOTS_MAX = 500
 # An event may be committed some time after its id was drawn (statements and idle transactions are cut off far below
@@ -64,6 +65,22 @@ SELECT lower(merged.ids), upper(merged.ids) - 1, merged.due_at
   FROM (SELECT unnest(range_agg(int8range(first_event, last_event + 1))) AS ids, min(due_at) AS due_at
           FROM taken) AS merged
 """
+# What was put off has a lot of its own, which is not due.
+_NARROW = """
+WITH taken AS (
+    DELETE FROM messaging_lot WHERE due_at <= statement_timestamp() RETURNING first_event, last_event
+), owed AS (
+    SELECT e.id, min(e.id) OVER () AS lowest, greatest((max(e.id) OVER () - min(e.id) OVER ()) / %b, %b) AS width
+      FROM (SELECT unnest(range_agg(int8range(first_event, last_event + 1))) AS ids FROM taken) AS lot
+     CROSS JOIN LATERAL (SELECT id FROM messaging_event
+                          WHERE id >= lower(lot.ids) AND id < upper(lot.ids)
+                            AND published_at IS NULL AND due_at <= statement_timestamp()) AS e
+)
+INSERT INTO messaging_lot (first_event, last_event, due_at)
+SELECT min(id), max(id), statement_timestamp() FROM owed GROUP BY (id - lowest) / width
+"""
+NARROW_LOTS_MAX = 400
+NARROW_WIDTH_MIN = 100
 
 
 class Range(NamedTuple):
@@ -112,9 +129,15 @@ class DueEvents:
         self._reread_at = 0.0
         self._lots: list[Range] = []
         self._read_up_to = 0
+        # Whether nothing was left out of the last read.
+        self._whole = False
+        self._narrow_at = 0.0
 
     def read(self, database: psycopg.Connection) -> list[Row]:
         """Read what is due for queues that are not held back, sorted by id."""
+        self._whole = not self._holds
+        if self._holds:
+            self._narrow(database)
         self._lots = self._due_lots(database)
         if not self._holds:
             return sorted(self._page(database, Place()))
@@ -148,6 +171,7 @@ class DueEvents:
         seconds = min(hold.seconds * 2, HOLD_SECONDS_MAX) if hold else HOLD_SECONDS_MIN
         if not self._holds:
             self._passed, self._reread_at = Place(), time.monotonic() + REREAD_SECONDS
+            self._narrow_at = time.monotonic() + NARROW_SECONDS
         self._holds[queue] = Hold(time.monotonic() + seconds, seconds)
 
     def accept(self, queue: str) -> None:
@@ -165,13 +189,19 @@ class DueEvents:
         """Remove the lots that were read, as far as they were read; call when all that was read is marked.
 
         What was made due again meanwhile has a lot of its own, and so has what was committed after the lots were read.
+        A read that left a queue out says nothing of what it passed over, even if that queue takes messages by now.
         """
-        if self._holds or not self._lots:
+        if self._holds or not self._whole or not self._lots:
             return
         seen = [lot.id for lot in self._lots]
         database.execute(_FORGET, pack_all((seen, self._read_up_to)), prepare=True)
         if self._read_up_to < _ID_MAX:
             database.execute(_SHORTEN, pack_all((self._read_up_to, seen, self._read_up_to)), prepare=True)
+
+    def _narrow(self, database: psycopg.Connection) -> None:
+        if time.monotonic() >= self._narrow_at:
+            database.execute(_NARROW, pack_all((NARROW_LOTS_MAX, NARROW_WIDTH_MIN)), prepare=True)
+            self._narrow_at = time.monotonic() + NARROW_SECONDS
 
     def _due_lots(self, database: psycopg.Connection) -> list[Range]:
         for _ in range(2):

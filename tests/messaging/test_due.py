@@ -278,3 +278,40 @@ def test_what_is_committed_while_the_relay_publishes_keeps_its_lot(reader):
     reader.relay.due.forget_done(reader.database)
 
     assert subjects(reader) == ["not read"]
+
+
+def test_a_queue_that_takes_messages_again_gets_what_its_trial_left_out(reader, settings, monkeypatch):
+    monkeypatch.setattr(due, "HOLD_SECONDS_MIN", 0.0)
+    key = key_of(settings, "risk-0")
+    outbox.record([NewEvent("transfer.accepted", key, str(n)) for n in range(35)])
+    events, delivered = due.DueEvents(10), []
+    events.refuse("risk-0")
+
+    while rows := events.read(reader.database):
+        events.accept("risk-0")
+        delivered += [row.subject for row in rows]
+        Event.objects.filter(id__in=[row.id for row in rows]).update(published_at=timezone.now())
+        events.forget_done(reader.database)
+
+    assert delivered == [str(n) for n in range(35)]
+    assert Lot.objects.count() == 0
+
+
+def test_what_others_publish_past_a_queue_that_refuses_is_not_read_again_and_again(reader, settings, monkeypatch):
+    monkeypatch.setattr(due, "NARROW_SECONDS", 0.0)
+    key, other_key = key_of(settings, "risk-0"), key_of(settings, "risk-1")
+    outbox.record([NewEvent("transfer.accepted", key, "held")])
+    outbox.record([NewEvent("transfer.accepted", other_key, str(n)) for n in range(5000)])
+    outbox.record([NewEvent("transfer.accepted", key, "held too")])
+    outbox.record([NewEvent("transfer.accepted", key, "put off", due_at=timezone.now() + timedelta(days=1))])
+    events = due.DueEvents(10_000)
+    events.refuse("risk-0")
+    Event.objects.filter(partition_key=other_key).update(published_at=timezone.now())
+
+    assert events.read(reader.database) == []
+
+    held, held_too, put_off = Event.objects.filter(partition_key=key).order_by("id").values_list("id", flat=True)
+    ranges = list(Lot.objects.order_by("first_event").values_list("first_event", "last_event"))
+    assert ranges == [(held, held), (held_too, held_too), (put_off, put_off)]
+    events.accept("risk-0")
+    assert [row.subject for row in events.read(reader.database)] == ["held", "held too"]
