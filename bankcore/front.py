@@ -34,13 +34,16 @@ log = logging.getLogger(__name__)
 
 # Bodies up to this size are not counted: as many as there can be connections fit into memory.
 SMALL_BYTES = 64 * 1024
-# What all larger bodies that are being gathered may hold together, in one process.
-GATHERED_BYTES_MAX = 64 * 1024 * 1024
+# What all larger bodies may hold together in one process, from their first byte until they are answered.
+HELD_BYTES_MAX = 64 * 1024 * 1024
 THROWN_AWAY_BYTES_MAX = 64 * 1024 * 1024
-BUSY_RETRY_SECONDS = 1
+# Made whole with its jitter: half of those who come too many are told one second, and half two.
+BUSY_RETRY_SECONDS = 0.95
 SINGLE, BATCH = "/api/v1/transfers", "/api/v1/batches"
 # Who sends a file can wait longer for the answer than who sends a batch.
 BULK_PATIENCE = 10
+# For each kind of turn, one in so many of the queue may stand in line.
+LINE_PART = 4
 
 
 class Refusal(Exception):
@@ -57,11 +60,6 @@ def _too_slow() -> Refusal:
     return Refusal(408, "body_too_slow", "The body did not arrive in time", detail)
 
 
-def _busy() -> Refusal:
-    detail = Overloaded.detail
-    return Refusal(503, "overloaded", "Too many requests are waiting", detail, retry_after=BUSY_RETRY_SECONDS)
-
-
 def _too_large() -> Refusal:
     return Refusal(413, PayloadTooLarge.code, PayloadTooLarge.title, PayloadTooLarge.detail)
 
@@ -74,12 +72,12 @@ class Front:
         self._pool = Pool(self._answer, threads=threads)
         self._open_max = threads + queue_max
         self._open = 0
-        self._gathered_bytes = 0
-        at_once, seconds = settings.WEB_BATCHES_AT_ONCE, settings.BATCH_ANSWER_SECONDS
+        self._held_bytes = 0
+        at_once, seconds, line = settings.WEB_BATCHES_AT_ONCE, settings.BATCH_ANSWER_SECONDS, queue_max // LINE_PART
         # A file has turns of its own: one of ten thousand rows must not turn small batches away.
         self._turns = {
-            Priority.BATCH: Turns(at_once=at_once, answer_seconds=seconds),
-            Priority.BULK: Turns(at_once=at_once, answer_seconds=seconds * BULK_PATIENCE),
+            Priority.BATCH: Turns(at_once=at_once, answer_seconds=seconds, line_max=line),
+            Priority.BULK: Turns(at_once=at_once, answer_seconds=seconds * BULK_PATIENCE, line_max=line),
         }
 
     async def __rsgi__(self, scope: Any, exchange: Exchange) -> None:
@@ -87,28 +85,36 @@ class Front:
         try:
             environ = environ_of(scope)
             size = body_bytes(environ) or 0
-            environ["wsgi.input"] = BytesIO(await self._body(environ, size, exchange))
-            if self._open >= self._open_max:
-                raise _busy()
+            body = await self._body(environ, size, exchange)
+            environ["wsgi.input"] = BytesIO(body)
             priority = intake_of(scope, size)
             # Answered here, as a refusal must cost far less than an acceptance.
             if priority is not None and (seconds := backpressure.turned_away(priority)) is not None:
                 raise _overloaded(seconds)
-            await self._run(environ, exchange, self._turns.get(priority) if priority else None)
+            await self._run(environ, exchange, len(body), self._turns.get(priority) if priority else None)
         except NoTurn as missed:
-            metrics.admission.labels("overloaded").inc()
+            if intake_of(scope, 0) is not None:
+                metrics.admission.labels("overloaded").inc()
             _refuse(_overloaded(backpressure.retry_after(missed.seconds)), scope, exchange)
         except Refusal as refused:
             # Under no name that outlives this: it would keep this call, and the call it, until garbage is looked for.
             _refuse(refused, scope, exchange)
 
-    async def _run(self, environ: Environ, exchange: Exchange, turns: Turns | None = None) -> None:
-        self._open += 1
+    async def _run(self, environ: Environ, exchange: Exchange, size: int, turns: Turns | None = None) -> None:
+        held = size if size > SMALL_BYTES else 0
+        self._held_bytes += held
         try:
-            async with turns.turn(environ.get("HTTP_AUTHORIZATION", "")) if turns else nullcontext():
-                await self._pool.run(environ, exchange)
+            async with turns.turn(_client_of(environ)) if turns else nullcontext():
+                # Who waits for a turn takes no place from those who need none.
+                if self._open >= self._open_max:
+                    raise NoTurn(BUSY_RETRY_SECONDS)
+                self._open += 1
+                try:
+                    await self._pool.run(environ, exchange)
+                finally:
+                    self._open -= 1
         finally:
-            self._open -= 1
+            self._held_bytes -= held
 
     async def _body(self, environ: Environ, size: int, exchange: Exchange) -> bytes:
         """Gather the body. One that is larger than any call takes is thrown away: Django refuses it by its length."""
@@ -140,13 +146,13 @@ class Front:
         try:
             async for chunk in exchange:
                 body += chunk
-                self._gathered_bytes += len(chunk)
+                self._held_bytes += len(chunk)
                 if len(body) > settings.BATCH_BYTES_MAX:
                     raise _too_large()
-                if self._gathered_bytes > GATHERED_BYTES_MAX:
-                    raise _busy()
+                if self._held_bytes > HELD_BYTES_MAX:
+                    raise NoTurn(BUSY_RETRY_SECONDS)
         finally:
-            self._gathered_bytes -= len(body)
+            self._held_bytes -= len(body)
         return bytes(body)
 
     def _answer(self, environ: Environ, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> None:
@@ -175,6 +181,11 @@ def intake_of(scope: Any, size: int) -> Priority | None:
     if scope.method != "POST" or scope.path not in (SINGLE, BATCH):
         return None
     return Priority.INTERACTIVE if scope.path == SINGLE else priority_of(0, size)
+
+
+def _client_of(environ: Environ) -> str:
+    """Whose turn it is: by the token alone, as the word before it may be written in many ways."""
+    return str(environ.get("HTTP_AUTHORIZATION", "")).partition(" ")[2].strip()
 
 
 def _overloaded(seconds: int) -> Refusal:

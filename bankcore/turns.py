@@ -29,17 +29,20 @@ class NoTurn(Exception):
 class Turns:
     """Turns on one event loop. Clients who wait are served in rotation, so that many requests of one delay no other."""
 
-    def __init__(self, *, at_once: int, answer_seconds: float) -> None:
+    def __init__(self, *, at_once: int, answer_seconds: float, line_max: int) -> None:
         self._free = at_once
         self._answer_seconds = answer_seconds
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._line_max = line_max
+        # Each learns whether it has a turn, or lost its place in line.
+        self._waiting: OrderedDict[str, deque[asyncio.Future[bool]]] = OrderedDict()
         self._work_seconds = 0.0
 
     @asynccontextmanager
     async def turn(self, client: str) -> AsyncIterator[None]:
         """Wait for a turn, and hold it while the block runs: both together in about `answer_seconds`, or there is none.
 
-        Who comes while few wait (SHORT_LINE) stays ten times as long.
+        Who comes while few wait (SHORT_LINE) stays ten times as long. When `line_max` wait, one more is sent away at
+        once; or in its place the last of the client who has most in line, where that is fairer.
 
         Raises:
             NoTurn: none came.
@@ -56,28 +59,44 @@ class Turns:
         if self._free:
             self._free -= 1
             return
+        if self._line() >= self._line_max:
+            self._make_room(client)
         patience_seconds = self._patience_seconds()
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client, deque()).append(turn)
         try:
             async with asyncio.timeout(patience_seconds):
-                await turn
+                has_turn = await turn
         except (TimeoutError, asyncio.CancelledError) as end:
             if turn.cancelled():
                 self._forget(client, turn)
-            else:
+            elif turn.result():
                 # It came in this very moment, too late.
                 self._pass_on()
             if isinstance(end, TimeoutError):
                 raise NoTurn(self._work_seconds) from None
             raise
+        if not has_turn:
+            raise NoTurn(self._work_seconds)
+
+    def _line(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def _make_room(self, client: str) -> None:
+        most = max(self._waiting.values(), key=len, default=deque[asyncio.Future[bool]]())
+        # One more of this client must still be fewer: nobody is sent away for somebody who is no better.
+        if len(most) <= len(self._waiting.get(client, ())) + 1:
+            raise NoTurn(self._work_seconds)
+        last = most.pop()
+        if not last.done():
+            last.set_result(False)
 
     def _patience_seconds(self) -> float:
-        if sum(map(len, self._waiting.values())) < SHORT_LINE:
+        if self._line() < SHORT_LINE:
             return self._answer_seconds * SHORT_LINE_PATIENCE
         return max(self._answer_seconds - self._work_seconds, self._answer_seconds * WAIT_PART_MIN)
 
-    def _forget(self, client: str, turn: asyncio.Future[None]) -> None:
+    def _forget(self, client: str, turn: asyncio.Future[bool]) -> None:
         of_client = self._waiting.get(client, deque())
         if turn in of_client:
             of_client.remove(turn)
@@ -92,6 +111,6 @@ class Turns:
                 self._waiting[client] = of_client
             # One that has just been given up is on its way to be forgotten.
             if not turn.done():
-                turn.set_result(None)
+                turn.set_result(True)
                 return
         self._free += 1

@@ -1,4 +1,4 @@
-"""The front, without a server: a refusal leaves nothing of its request behind."""
+"""The front, without a server: what it refuses, and that a refusal leaves nothing of its request behind."""
 
 import asyncio
 import gc
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bankcore import metrics
 from bankcore.messaging import backpressure
 
 
@@ -21,6 +22,7 @@ class _Exchange:
 
     def __init__(self, pieces: list[bytes], *, stuck: bool = False) -> None:
         self.pieces, self.stuck, self.answers = pieces, stuck, list[int]()
+        self.headers: dict[str, str] = {}
 
     async def __call__(self) -> bytes:
         if self.stuck:
@@ -33,6 +35,7 @@ class _Exchange:
 
     def response_bytes(self, status: int, headers: Any, body: bytes) -> None:
         self.answers.append(status)
+        self.headers = dict(headers)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,12 @@ def front() -> Any:
     gc.set_threshold(*thresholds)
     gc.unfreeze()
     return front
+
+
+@pytest.fixture(autouse=True)
+def _open_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was measured in this process before."""
+    monkeypatch.setattr(backpressure, "turned_away", lambda _: None)
 
 
 def _scope(path: str, size: int, **headers: str) -> _Scope:
@@ -68,7 +77,7 @@ def _too_large(front: Any, settings: Any, monkeypatch: pytest.MonkeyPatch) -> tu
 
 
 def _much_at_once(front: Any, settings: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, _Exchange, int]:
-    monkeypatch.setattr(front, "GATHERED_BYTES_MAX", 1)
+    monkeypatch.setattr(front, "HELD_BYTES_MAX", 1)
     return front.Front(None, threads=1, queue_max=1), _Exchange([b" " * 99_000]), 99_000
 
 
@@ -79,7 +88,7 @@ def _turned_away(front: Any, settings: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 def _no_turn(front: Any, settings: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, _Exchange, int]:
     settings.WEB_BATCHES_AT_ONCE, settings.BATCH_ANSWER_SECONDS = 0, 0.001
-    return front.Front(None, threads=1, queue_max=1), _Exchange([b" " * 99_000]), 99_000
+    return front.Front(None, threads=1, queue_max=4), _Exchange([b" " * 99_000]), 99_000
 
 
 @pytest.mark.parametrize(
@@ -104,3 +113,84 @@ def test_a_refusal_keeps_nothing_of_its_request(
         assert kept() is None, gc.get_referrers(kept())
     finally:
         gc.enable()
+
+
+def _django(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    start_response("202 Accepted", [])
+    return [b""]
+
+
+class _Door:
+    """A front with one thread, before which no batch ever gets a turn."""
+
+    def __init__(self, front: Any, settings: Any, *, queue_max: int) -> None:
+        settings.WEB_BATCHES_AT_ONCE, settings.BATCH_ANSWER_SECONDS = 0, 60
+        self.front = front.Front(_django, threads=1, queue_max=queue_max)
+        self.waiting: list[asyncio.Task[None]] = []
+
+    async def batch(self, size: int) -> list[int]:
+        """Send one; return its answers so far."""
+        exchange = _Exchange([b" " * size])
+        self.waiting.append(asyncio.create_task(self.front.__rsgi__(_scope("/api/v1/batches", size), exchange)))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return exchange.answers
+
+    async def single(self) -> list[int]:
+        exchange = _Exchange([b"{}"])
+        await self.front.__rsgi__(_scope("/api/v1/transfers", 2), exchange)
+        return exchange.answers
+
+    async def hang_up(self) -> None:
+        for task in self.waiting:
+            task.cancel()
+        await asyncio.gather(*self.waiting, return_exceptions=True)
+
+
+def test_batches_that_wait_for_a_turn_shut_out_no_single_transfer(front: Any, settings: Any) -> None:
+    async def crowd() -> tuple[list[list[int]], list[int]]:
+        door = _Door(front, settings, queue_max=4)
+        batches = [await door.batch(100) for _ in range(6)]
+        single = await door.single()
+        await door.hang_up()
+        return batches, single
+
+    batches, single = asyncio.run(crowd())
+
+    # A quarter of the queue stands in line, and the others need not wait to hear it.
+    assert batches == [[], *[[503]] * 5]
+    assert single == [202]
+
+
+def test_large_bodies_count_until_they_are_answered(front: Any, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front, "HELD_BYTES_MAX", 150_000)
+
+    async def two() -> tuple[list[Any], int]:
+        door = _Door(front, settings, queue_max=40)
+        answers = [await door.batch(99_000), await door.batch(99_000), await door.batch(100), await door.single()]
+        await door.hang_up()
+        return answers, door.front._held_bytes
+
+    assert asyncio.run(two()) == ([[], [503], [], [202]], 0)
+
+
+def test_the_same_token_is_the_same_client_however_it_is_written(front: Any) -> None:
+    written = ["Bearer abc.def", "bearer abc.def", "BEARER  abc.def", "Bearer abc.def "]
+
+    assert {front._client_of({"HTTP_AUTHORIZATION": text}) for text in written} == {"abc.def"}
+
+
+def test_those_who_are_too_many_are_counted_and_come_again_at_different_times(front: Any) -> None:
+    door, counter = front.Front(None, threads=0, queue_max=0), metrics.admission.labels("overloaded")
+    before = counter._value.get()
+
+    async def refused() -> str:
+        exchange = _Exchange([b"{}"])
+        await door.__rsgi__(_scope("/api/v1/transfers", 2), exchange)
+        return exchange.headers["retry-after"]
+
+    async def all_of_them() -> set[str]:
+        return {await refused() for _ in range(200)}
+
+    assert asyncio.run(all_of_them()) == {"1", "2"}
+    assert counter._value.get() - before == 200

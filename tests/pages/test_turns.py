@@ -8,6 +8,7 @@ import pytest
 from bankcore.turns import SHORT_LINE, NoTurn, Turns
 
 LONG = 30.0
+LINE = 1000
 
 
 async def _hold(turns: Turns, client: str, served: list[str], until: asyncio.Event) -> None:
@@ -33,7 +34,7 @@ def test_no_more_run_at_once_than_there_are_turns() -> None:
             running -= 1
 
     async def all_of_them() -> None:
-        turns = Turns(at_once=3, answer_seconds=LONG)
+        turns = Turns(at_once=3, answer_seconds=LONG, line_max=LINE)
         async with asyncio.timeout(LONG):
             await asyncio.gather(*(work(turns) for _ in range(200)))
 
@@ -44,7 +45,7 @@ def test_no_more_run_at_once_than_there_are_turns() -> None:
 
 def test_a_crowd_of_one_client_keeps_no_other_waiting() -> None:
     async def crowd() -> list[str]:
-        turns, served, go_on = Turns(at_once=1, answer_seconds=LONG), list[str](), asyncio.Event()
+        turns, served, go_on = Turns(at_once=1, answer_seconds=LONG, line_max=LINE), list[str](), asyncio.Event()
         tasks = [asyncio.create_task(_hold(turns, "loud", served, go_on)) for _ in range(20)]
         await _settle()
         tasks.append(asyncio.create_task(_hold(turns, "quiet", served, go_on)))
@@ -63,7 +64,7 @@ def test_a_crowd_of_one_client_keeps_no_other_waiting() -> None:
 
 def test_who_gets_no_turn_is_told_and_takes_none_along() -> None:
     async def try_both() -> tuple[Any, list[str]]:
-        turns, served, go_on = Turns(at_once=1, answer_seconds=0.01), list[str](), asyncio.Event()
+        turns, served, go_on = Turns(at_once=1, answer_seconds=0.01, line_max=LINE), list[str](), asyncio.Event()
         holder = asyncio.create_task(_hold(turns, "first", served, go_on))
         await _settle()
         with pytest.raises(NoTurn) as missed:
@@ -84,7 +85,7 @@ def test_who_gets_no_turn_is_told_and_takes_none_along() -> None:
 @pytest.mark.parametrize("at_the_last_moment", [False, True])
 def test_who_goes_away_takes_no_turn_along(at_the_last_moment: bool) -> None:
     async def go_away() -> list[str]:
-        turns, served, go_on = Turns(at_once=1, answer_seconds=LONG), list[str](), asyncio.Event()
+        turns, served, go_on = Turns(at_once=1, answer_seconds=LONG, line_max=LINE), list[str](), asyncio.Event()
 
         async def first() -> None:
             await _hold(turns, "first", served, go_on)
@@ -109,7 +110,7 @@ def test_who_goes_away_takes_no_turn_along(at_the_last_moment: bool) -> None:
 
 def test_few_in_line_wait_it_out_where_one_more_is_sent_away() -> None:
     async def line_up() -> list[str]:
-        turns, served, go_on = Turns(at_once=1, answer_seconds=1.0), list[str](), asyncio.Event()
+        turns, served, go_on = Turns(at_once=1, answer_seconds=1.0, line_max=LINE), list[str](), asyncio.Event()
         tasks = [asyncio.create_task(_hold(turns, str(place), served, go_on)) for place in range(1 + SHORT_LINE)]
         await _settle()
         with pytest.raises(NoTurn):
@@ -121,3 +122,26 @@ def test_few_in_line_wait_it_out_where_one_more_is_sent_away() -> None:
         return served
 
     assert asyncio.run(line_up()) == [str(place) for place in range(1 + SHORT_LINE)]
+
+
+def test_a_full_line_sends_one_more_away_but_not_for_one_clients_crowd() -> None:
+    async def line_up() -> tuple[list[str], int]:
+        turns, served, go_on = Turns(at_once=1, answer_seconds=LONG, line_max=4), list[str](), asyncio.Event()
+        tasks = [asyncio.create_task(_hold(turns, "loud", served, go_on)) for _ in range(6)]
+        await _settle()
+        assert [task.done() for task in tasks] == [False] * 5 + [True], "the line is longer than it may be"
+        for client in ("quiet", "calm", "late"):
+            tasks.append(asyncio.create_task(_hold(turns, client, served, go_on)))
+            await _settle()
+        go_on.set()
+        async with asyncio.timeout(LONG):
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+            async with turns.turn("last"):
+                served.append("last")
+        return served, sum(isinstance(end, NoTurn) for end in ends)
+
+    served, sent_away = asyncio.run(line_up())
+
+    # The loud one was beyond the line once, and gave up three of four places to those who had none.
+    assert sorted(served) == ["calm", "last", "late", "loud", "loud", "quiet"]
+    assert sent_away == 4
