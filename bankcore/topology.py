@@ -29,6 +29,14 @@ class Route:
     partitioned: bool
     carries: Literal["subject", "event"]
 
+    @property
+    def retried_alone(self) -> bool:
+        """Whether what failed before has a message of its own: if it kills its worker, it kills nothing but itself.
+
+        Not deliveries, which fail by the thousand while a recipient is away, and are in no order.
+        """
+        return self.family != "deliveries"
+
 
 _RISK = Route(family="risk", task="transfers.check_risk", partitioned=True, carries="subject")
 _POSTING = Route(family="posting", task="transfers.post_transfers", partitioned=True, carries="subject")

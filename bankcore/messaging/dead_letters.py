@@ -59,6 +59,19 @@ def record_message(message: Any) -> DeadLetter:
         )
 
 
+def _is_recorded(message: Any) -> bool:
+    """Tell whether this very message, at this very death, has its letter: who wrote that died before it could say so.
+
+    Only what the broker delivers again is looked for, among all letters. Its delivery count is the desk's own by now.
+    """
+    message_id, deaths = message.properties.get("message_id"), (message.headers or {}).get("x-death")
+    if not message_id or not message.delivery_info.get("redelivered"):
+        return False
+    told = {"properties": {"message_id": message_id}, **({"x-death": deaths} if deaths else {})}
+    digest = hashlib.sha256(_bytes_as_they_came(message)).hexdigest()
+    return DeadLetter.objects.filter(body_digest=digest, headers__contains=_plain(told)).exists()
+
+
 def _kept(body: bytes) -> dict[str, Any]:
     return {"body": body, "body_digest": hashlib.sha256(body).hexdigest()}
 
@@ -156,6 +169,9 @@ class DeadLetterStep(bootsteps.ConsumerStep):
 
     def take(self, message: Any) -> None:
         try:
+            if _is_recorded(message):
+                message.ack()
+                return
             with transaction.atomic():
                 letter = record_message(message)
                 if letter.cause.endswith(autopsy.KILLED):

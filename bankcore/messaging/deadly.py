@@ -1,9 +1,9 @@
 """Find the one id for which workers die, and park it, so that it does not kill again and the others go on.
 
-The broker gives a message up that was delivered too often, and nobody can say which of its ids it was. So each of them
-is made due by itself and counted, like any work that failed; one that kills again, alone, is parked by its task.
-Without this the sweep would send the same again and again, and what comes later from the same account would take it
-along.
+The broker gives a message up that was delivered too often, and nobody can say which of its ids it was. So all of them
+are counted, like any work that failed, and are due at once: the relay sends each in a message of its own, in order, and
+before what is written later. One that kills again, alone, is parked by its task. Without this the sweep would send the
+same again and again, and what comes later from the same account would take it along.
 """
 
 import logging
@@ -15,12 +15,12 @@ from django.conf import settings
 from django.db import transaction
 
 from bankcore import metrics
-from bankcore.messaging import envelope, outbox, undelivered
+from bankcore.messaging import envelope, undelivered
 from bankcore.messaging.pause import is_infrastructure
 
 log = logging.getLogger(__name__)
 
-# Ids of one message come due so far apart that the relay sends each in a message of its own.
+# What the relay does not send alone comes due so far apart that it mostly is.
 APART_SECONDS = 2.0
 
 
@@ -38,7 +38,8 @@ def isolate(headers: Mapping[str, Any], *, queue: str, body: bytes, content_type
         with transaction.atomic():
             envelope.check(headers, queue=queue, body=body)
             reading = undelivered.read({**headers, "content_type": content_type}, body)
-            _isolate(current_app.tasks.get(reading.task), [str(one) for one in reading.ids])
+            if reading.ids:
+                _isolate(current_app.tasks[reading.task], [str(one) for one in reading.ids])
     except envelope.Refused as why:
         log.error("what killed workers on %s is not believed to be ours: %s", queue, why)
     except Exception as error:
@@ -49,24 +50,11 @@ def isolate(headers: Mapping[str, Any], *, queue: str, body: bytes, content_type
 
 
 def _isolate(task: Any, ids: list[str]) -> None:
-    types = getattr(task, "retry_types", ())
-    if task is not None and not types:
-        _isolate_events(task, ids)
-    for place, only_id in enumerate(ids if types else ()):
-        attempts = outbox.attempts(types, only_id)
-        if len(ids) == 1 and attempts:
-            log.error("%s kills its workers with %s, which is parked", task.name, only_id)
-            task.park(only_id, WorkerDied("workers died of it, again and again"), attempts + 1)
-        else:
-            outbox.defer(types, only_id, settings.TASK_RETRY_SECONDS + place * APART_SECONDS)
-            metrics.retries.labels(task.name, "WorkerDied").inc()
-
-
-def _isolate_events(task: Any, event_ids: list[str]) -> None:
-    """The same for a task whose ids are those of the events that ask for it."""
-    for place, only_id in enumerate(event_ids):
-        if len(event_ids) == 1 and (attempts := task.attempts(only_id)):
-            log.error("%s kills its workers with event %s, which is parked", task.name, only_id)
-            task.park(only_id, WorkerDied("workers died of it, again and again"), attempts + 1)
-        elif task.defer(only_id, settings.TASK_RETRY_SECONDS + place * APART_SECONDS):
+    if len(ids) == 1 and (attempts := task.attempts(ids[0])):
+        log.error("%s kills its workers with %s, which is parked", task.name, ids[0])
+        task.park(ids[0], WorkerDied("workers died of it, again and again"), attempts + 1)
+        return
+    alone = all(route.retried_alone for route in settings.TOPOLOGY_ROUTES.values() if route.task == task.name)
+    for place, only_id in enumerate(ids):
+        if task.defer(only_id, 0.0 if alone else settings.TASK_RETRY_SECONDS + place * APART_SECONDS):
             metrics.retries.labels(task.name, "WorkerDied").inc()

@@ -17,6 +17,7 @@ from django.conf import settings
 from bankcore import metrics
 from bankcore.columns import pack_all
 from bankcore.database import open_session
+from bankcore.messaging import outbox
 from bankcore.messaging.broker import declare_topology, rotated
 from bankcore.messaging.due import DueEvents, Row
 from bankcore.messaging.gathering import Gathering
@@ -208,9 +209,13 @@ class Relay:
 
 
 def _lanes(rows: Sequence[Row]) -> dict[str, list[TaskMessage]]:
-    """Sort events into messages of at most MESSAGE_IDS_MAX ids, per queue, in id order."""
+    """Sort events into messages of at most MESSAGE_IDS_MAX ids, per queue, in id order.
+
+    What has failed before travels alone, deliveries excepted.
+    """
     queue_of, routes, ids_max = settings.TOPOLOGY.queue_of, settings.TOPOLOGY_ROUTES, settings.MESSAGE_IDS_MAX
     lanes: dict[str, list[TaskMessage]] = defaultdict(list)
+    room: dict[str, int] = {}
     for row in rows:
         route = routes.get(row.type)
         if route is None:
@@ -218,9 +223,11 @@ def _lanes(rows: Sequence[Row]) -> dict[str, list[TaskMessage]]:
         queue = queue_of(route, row.partition_key)
         lane = lanes[queue]
         last = lane[-1] if lane else None
-        if last is None or len(last.ids) >= ids_max or last.task != route.task:
+        alone = route.retried_alone and outbox.counted(row.attempt) > 0
+        if last is None or alone or len(last.ids) >= room[queue] or last.task != route.task:
             last = TaskMessage(queue=queue, task=route.task, ids=[], event_ids=[])
             lane.append(last)
+            room[queue] = 1 if alone else ids_max
         last.ids.append(row.subject if route.carries == "subject" else row.id)
         last.event_ids.append(row.id)
     return lanes

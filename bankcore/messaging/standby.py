@@ -45,7 +45,7 @@ class Standby(bootsteps.StartStopStep):
 
     def _forget(self) -> None:
         self.channel: Any = None
-        self.in_hand: Any = None
+        self.in_hand: list[Any] = []
         self.handled: set[str] = set()
         self.next_at = 0.0
         self.timer_entry: Any = None
@@ -67,9 +67,10 @@ class Standby(bootsteps.StartStopStep):
         try:
             if self.channel is None:
                 self._subscribe(parent)
-            elif self.in_hand is not None and self.in_hand.acknowledged:
+            elif self.in_hand and all(message.acknowledged for message in self.in_hand):
                 # A turn in which nothing was handled goes on, so that no message is put back time and again: the broker
-                # counts that towards its delivery limit.
+                # counts that towards its delivery limit. So it does while one still waits its turn among the suspects
+                # (messaging/consumer.py): that one would be put back, and handled here all the same.
                 self._end_turn(parent)
         except parent.channel_errors as error:
             log.warning("cannot stand by for %s yet: %s", ", ".join(self.queues), error)
@@ -100,11 +101,11 @@ class Standby(bootsteps.StartStopStep):
             log.warning("standing in for %s", queue)
         self.handled.add(queue)
         metrics.stood_in.labels(queue).inc()
-        self.in_hand = message
+        self.in_hand = [*(one for one in self.in_hand if not one.acknowledged), message]
         parent.handle_task_message(message)
 
     def _end_turn(self, parent: Any) -> None:
-        channel, self.channel, self.handled, self.in_hand = self.channel, None, set(), None
+        channel, self.channel, self.handled, self.in_hand = self.channel, None, set(), []
         channel.close()
         # Behind whoever waits: the owner if it is back, or nobody, and then nothing was lost but a moment.
         self._subscribe(parent)

@@ -135,6 +135,11 @@ MUTANTS = (
         RELAY + "test_a_queue_that_refused_one_gets_none_of_those_behind_it",
     ),
     Mutant(
+        "a suspect in company", "bankcore/messaging/relay.py",
+        "alone = route.retried_alone and outbox.counted(row.attempt) > 0", "alone = False",
+        RELAY + "test_what_failed_before_travels_alone_and_in_order",
+    ),
+    Mutant(
         "another attempt marked", "bankcore/messaging/relay.py",
         " AND e.attempt = sent.attempt AND", " AND",
         RELAY + "test_a_retry_that_overtakes_the_confirm_is_still_owed",

@@ -121,6 +121,32 @@ def test_a_message_carries_at_most_so_many_ids(stepping, broker, queue, settings
     assert due() == []
 
 
+def test_what_failed_before_travels_alone_and_in_order(stepping, broker, queue):
+    """One that killed its worker in company is tried alone, whatever else is due by then."""
+    record(*range(8))
+    for subject in ("2", "3", "5"):
+        outbox.defer(["transfer.approved"], subject, 0)
+    # Postponed is not failed.
+    outbox.postpone(["transfer.approved"], ["7"], -1)
+
+    stepping.step()
+
+    assert [ids for _, ids in broker.calls(queue)] == [["0", "1"], ["2"], ["3"], ["4"], ["5"], ["6", "7"]]
+    assert due() == []
+
+
+def test_an_event_whose_telling_failed_travels_alone_and_a_delivery_does_not(stepping, broker):
+    for event_type in ("transfer.posted", "notification.pending"):
+        record(*range(3), type=event_type)
+        outbox.defer([event_type], "1", 0)
+    events = list(Event.objects.filter(type="transfer.posted").order_by("id").values_list("id", flat=True))
+
+    stepping.step()
+
+    assert [ids for _, ids in broker.calls("notifications")] == [[event] for event in events]
+    assert [ids for _, ids in broker.calls("deliveries")] == [["0", "1", "2"]]
+
+
 def test_a_large_message_is_compressed_and_reads_the_same(stepping, broker, queue):
     subjects = [str(UUID(int=i)) for i in range(500)]
     record(*subjects)

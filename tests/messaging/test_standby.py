@@ -146,3 +146,23 @@ def test_a_message_in_hand_at_the_end_of_a_turn_is_the_owners_next(broker, setti
             owner.drain_events(timeout=PATIENCE_SECONDS)
         assert handled == [["1"]]
         assert [message.decode()[0][0] for message in owners] == [["2"], ["3"]]
+
+
+def test_a_turn_does_not_end_while_a_message_of_it_is_not_handled():
+    """A suspect waits while newer messages are handled; ending the turn would put it back, and run it here as well."""
+    suspect, newer = SimpleNamespace(acknowledged=False), SimpleNamespace(acknowledged=True)
+    for message in (suspect, newer):
+        message.delivery_info = {"routing_key": "posting-1"}
+    worker = SimpleNamespace(handle_task_message=lambda message: None, connection=True, channel_errors=())
+    step = standby_for(["posting-1"])(worker)
+    step.channel, ended = object(), []
+    step._end_turn = ended.append
+    step._handle(worker, suspect)
+    step._handle(worker, newer)
+
+    step._look(worker)
+    assert ended == []
+
+    suspect.acknowledged = True
+    step._look(worker)
+    assert ended == [worker]
