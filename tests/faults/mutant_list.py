@@ -112,8 +112,7 @@ MUTANTS = (
     ),
     Mutant(
         "sweep takes what is on its way", "transfers/sweep.py",
-        "   AND e.published_at < statement_timestamp() - %s * interval '1 second'\n",
-        "   AND (e.published_at IS NULL OR %s > 0)\n",
+        "                AND newest.published_at < statement_timestamp() - %(seconds)s * interval '1 second'))", "))",
         SWEEP + "test_what_was_handed_over_just_now_is_on_its_way_however_old_the_transfer_is",
     ),
     # -- messages ------------------------------------------------------------------------------------------------------
