@@ -127,7 +127,8 @@ class Evidence:
     accounts: dict[str, Account]
     # (customer, channel) of everybody who wants to be told.
     wishes: dict[str, set[str]]
-    mails: list[Mail] = field(default_factory=list)
+    # None: nobody said where they are.
+    mails: list[Mail] | None = None
     endpoints: list[Endpoint] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
     # Every call that reached an endpoint, in the order of arrival.
@@ -198,7 +199,7 @@ def gather(database_url: str, mail: Path | None = None, webhooks: Path | None = 
             notes=_rows(database, _NOTES, Note),
             accounts={account.id: account for account in _rows(database, _ACCOUNTS, Account)},
             wishes=wishes,
-            mails=list(read_mails(mail)) if mail else [],
+            mails=list(read_mails(mail)) if mail else None,
             endpoints=_rows(database, _ENDPOINTS, Endpoint),
             deliveries=_rows(database, _DELIVERIES, Delivery),
             arrivals=read_arrivals(webhooks) if webhooks else [],

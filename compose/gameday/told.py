@@ -68,6 +68,8 @@ def _is_true(title: str, transfer_id: str, evidence: Evidence) -> bool:
 
 def _judge_mails(evidence: Evidence, findings: Findings) -> None:
     """Every e-mail tells the truth and belongs to a notification; a repeat carries its first Message-ID and is one."""
+    if evidence.mails is None:
+        return
     notes = {f"<notification-{note.id}@bankcore.invalid>": note for note in evidence.notes if note.channel == "email"}
     sent = {mail.message_id for mail in evidence.mails}
     for mail in evidence.mails:
@@ -77,10 +79,9 @@ def _judge_mails(evidence: Evidence, findings: Findings) -> None:
             findings.add("notifications_false", f"{what}: belongs to no notification")
         elif not _is_true(mail.title, mail.transfer, evidence):
             findings.add("notifications_false", f"{what}: that did not happen")
-    if evidence.mails:
-        for message_id, note in notes.items():
-            if note.state == "delivered" and message_id not in sent:
-                findings.add("notifications_missing", f"notification {note.id} is delivered, but there is no e-mail")
+    for message_id, note in notes.items():
+        if note.state == "delivered" and message_id not in sent:
+            findings.add("notifications_missing", f"notification {note.id} is delivered, but there is no e-mail")
 
 
 def judge_desk(faults: Sequence[Mapping[str, Any]], evidence: Evidence, findings: Findings) -> None:

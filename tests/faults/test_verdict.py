@@ -264,6 +264,13 @@ def test_notifications_that_are_missing_false_doubled_or_unsent_are_named(run):
     assert damage(run) == {"notifications_false": 1}
 
 
+def test_emails_that_are_all_missing_are_named(run):
+    sent = len(run.mails)
+    run.mails.clear()
+    assert sent
+    assert damage(run) == {"notifications_missing": sent}
+
+
 def test_an_email_that_tells_what_did_not_happen_is_false(run):
     run.mails.append(run.mails[0]._replace(message_id="<by-hand@example.com>"))
     assert damage(run) == {"notifications_false": 1}
