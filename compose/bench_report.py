@@ -99,6 +99,12 @@ FIGURES = (
         "The burst: what was sent, in batches, each sent once; ten times end_to_end_tps is planned.",
     ),
     Figure(
+        "burst_offered_times",
+        "x",
+        "What the burst sent against end_to_end_tps.",
+        ("burst_offered_tps", "end_to_end_tps"),
+    ),
+    Figure(
         "burst_errors",
         "",
         "Answers of the burst that were not 202, nor 429 or 503 with Retry-After; broken connections.",
@@ -129,12 +135,6 @@ FIGURES = (
     Figure("growth_proof", "x", "The same for one increment of the books proof."),
     Figure("growth_ratio", "x", "The largest of these."),
     Figure("growth_lines", "", "Journal lines of the long history; the short one has 100,000."),
-    Figure(
-        "burst_offered_times",
-        "x",
-        "What the burst sent against end_to_end_tps.",
-        ("burst_offered_tps", "end_to_end_tps"),
-    ),
     Figure("engine_vs_pgbench", "x", "The ledger alone against the yardstick.", ("engine_tps", "pgbench_tps")),
     Figure("engine_100_vs_pgbench", "x", "The same in batches of 100.", ("engine_100_tps", "pgbench_tps")),
     Figure(
