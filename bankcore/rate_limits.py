@@ -104,19 +104,34 @@ class RateLimits:
                 return Standing(name, limit, 0, lease.reset_seconds, retry_seconds=lease.refused_until - now)
         return self._take_lease(name, limit, identity, cost, now)
 
+    def look(self, name: str, identity: str) -> Standing:
+        """Say where the client stands, and that it has to wait if nothing is left; use up nothing."""
+        limit = limit_of(name, identity)
+        now = time.monotonic()
+        with self._lock:
+            lease = self._leases.get((name, identity))
+            if lease is not None and lease.until > now and lease.remaining > 0:
+                return Standing(name, limit, lease.remaining, lease.reset_seconds)
+            if lease is not None and lease.refused_until > now:
+                return Standing(name, limit, 0, lease.reset_seconds, retry_seconds=lease.refused_until - now)
+        return self._take_lease(name, limit, identity, 0, now)
+
     def _take_lease(self, name: str, limit: RateLimitItem, identity: str, cost: int, now: float) -> Standing:
-        size = max(cost, limit.amount // LEASE_PART)
-        taken, window = self._ask(limit, f"{name}:{identity}", size, cost)
+        """With a cost of 0 take none, and only note how the count stands."""
+        sizes = (max(cost, limit.amount // LEASE_PART), cost) if cost else ()
+        taken, window = self._ask(limit, f"{name}:{identity}", sizes)
         remaining = max(0, int(limit.amount - _used(limit, window)))
         reset_seconds = max(1, ceil(window[3] - limit.get_expiry()) if window[2] else limit.get_expiry())
-        retry_seconds = None if taken else _until_room(limit, window, cost)
+        retry_seconds = None if taken else _until_room(limit, window, max(1, cost))
+        if not cost:
+            retry_seconds = retry_seconds or None
         lease = _Lease(
             left=max(0, taken - cost),
             until=now + min(LEASE_SECONDS, limit.get_expiry()),
             remaining=remaining + max(0, taken - cost),
             reset_seconds=reset_seconds,
             # A large batch that has no room says nothing about a single transfer.
-            refused_until=now + min(retry_seconds, LEASE_SECONDS) if retry_seconds is not None and cost == 1 else 0.0,
+            refused_until=now + min(retry_seconds, LEASE_SECONDS) if retry_seconds is not None and cost <= 1 else 0.0,
         )
         with self._lock:
             if len(self._leases) >= LEASES_MAX:
@@ -128,13 +143,13 @@ class RateLimits:
             self._leases[name, identity] = lease
         return Standing(name, limit, lease.remaining, reset_seconds, retry_seconds)
 
-    def _ask(self, limit: RateLimitItem, key: str, size: int, cost: int) -> tuple[int, tuple[int, float, int, float]]:
-        """Take a lease of `size`, or of `cost` if no more is left; return what was taken and how the count stands."""
+    def _ask(self, limit: RateLimitItem, key: str, sizes: tuple[int, ...]) -> tuple[int, tuple[int, float, int, float]]:
+        """Take a lease of the first of `sizes` that is left; return what was taken and how the count stands."""
         if time.monotonic() >= self._away_until:
             try:
                 if self._cluster is None:
                     self._cluster = SlidingWindowCounterRateLimiter(redis_storage(self._redis_url))
-                answer = _hit(self._cluster, limit, key, size, cost)
+                answer = _hit(self._cluster, limit, key, sizes)
             except RedisError as error:
                 self._away_until = time.monotonic() + REDIS_RETRY_SECONDS
                 if not self._is_away:
@@ -143,7 +158,7 @@ class RateLimits:
             else:
                 self._note(away=False)
                 return answer
-        return _hit(self._alone, limit, key, size, cost)
+        return _hit(self._alone, limit, key, sizes)
 
     def _note(self, *, away: bool) -> None:
         if self._is_away and not away:
@@ -164,9 +179,9 @@ def redis_storage(redis_url: str) -> RedisStorage:
 
 
 def _hit(
-    limiter: SlidingWindowCounterRateLimiter, limit: RateLimitItem, key: str, size: int, cost: int
+    limiter: SlidingWindowCounterRateLimiter, limit: RateLimitItem, key: str, sizes: tuple[int, ...]
 ) -> tuple[int, tuple[int, float, int, float]]:
-    taken = next((n for n in dict.fromkeys((size, cost)) if limiter.hit(limit, key, cost=n)), 0)
+    taken = next((n for n in dict.fromkeys(sizes) if limiter.hit(limit, key, cost=n)), 0)
     storage: Any = limiter.storage
     return taken, storage.get_sliding_window(limit.key_for(key), limit.get_expiry())
 
@@ -200,7 +215,16 @@ _of_process: dict[str, RateLimits] = {}
 
 def take(name: str, identity: str, cost: int = 1) -> Standing:
     """Use up `cost` of what `identity` may ask for under the limit `name` (settings.RATE_LIMITS)."""
+    return _limits().take(name, identity, cost)
+
+
+def look(name: str, identity: str) -> Standing:
+    """Say where `identity` stands under the limit `name`, and use up nothing."""
+    return _limits().look(name, identity)
+
+
+def _limits() -> RateLimits:
     url = settings.REDIS_URL
     if url not in _of_process:
         _of_process[url] = RateLimits(url)
-    return _of_process[url].take(name, identity, cost)
+    return _of_process[url]

@@ -29,6 +29,15 @@ class View(APIView):
         self.standing = rate_limits.take(name, identity, cost)
         self.standing.enforce()
 
+    def see_what_is_left(self, name: str, identity: str) -> None:
+        """Turn away a caller who has nothing left of its rate limit, and use up nothing.
+
+        Raises:
+            RateLimited: it is used up.
+        """
+        self.standing = rate_limits.look(name, identity)
+        self.standing.enforce()
+
     def finalize_response(self, request: Any, response: Any, *args: Any, **kwargs: Any) -> Any:
         response = super().finalize_response(request, response, *args, **kwargs)
         if self.standing is not None:

@@ -13,7 +13,7 @@ from accounts.access import find_account
 from accounts.balances import posted_minor_at
 from bankcore.api import read_model, read_query
 from bankcore.cursors import NewestFirst
-from bankcore.errors import FieldError, Invalid, NotFound
+from bankcore.errors import BankError, FieldError, Invalid, NotFound
 from bankcore.messaging.backpressure import Priority, admit, check, priority_of
 from bankcore.messaging.models import Event
 from bankcore.moments import parse_moment
@@ -192,17 +192,22 @@ class Batches(View):
     def post(self, request: Any) -> HttpResponse:
         key = _idempotency_key(request, required=False)
         # Before the body is read, so that a refusal is cheap; its rows are known only afterwards.
-        self.spend("transfers", request.user.namespace)
+        self.see_what_is_left("transfers", request.user.namespace)
         size = body_bytes(request.META) or 0
         check(request.user.namespace, 1, priority_of(0, size))
-        order, lines = shapes.read_batch_order(request)
-        if len(order.transfers) > settings.BATCH_TRANSFERS_MAX:
-            raise BatchTooLarge(f"At most {settings.BATCH_TRANSFERS_MAX:,} transfers come in one batch.")
+        try:
+            order, lines = shapes.read_batch_order(request)
+            if len(order.transfers) > settings.BATCH_TRANSFERS_MAX:
+                raise BatchTooLarge(f"At most {settings.BATCH_TRANSFERS_MAX:,} transfers come in one batch.")
+        except BankError:
+            # As much as a single transfer that cannot be read.
+            self.spend("transfers", request.user.namespace)
+            raise
         rows = len(order.transfers)
         priority = priority_of(rows, size)
         check(request.user.namespace, rows, priority)
-        if rows > 1:
-            self.spend("transfers", request.user.namespace, rows - 1)
+        # At once, and not one before the body: a batch of more than the whole limit would never fit.
+        self.spend("transfers", request.user.namespace, max(1, rows))
         admit(request.user.namespace, rows, priority)
         done = accept_batch(order.transfers, atomic=order.atomic, client=request.user, idempotency_key=key, lines=lines)
         content = shapes.show_batch(done.batch, done.status_counts)

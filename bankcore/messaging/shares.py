@@ -4,6 +4,7 @@ Counted in Redis while the system is near its limit, in this process alone other
 """
 
 import logging
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ class Shares:
     """Admitted transfers per client in this bucket of time and the one before."""
 
     def __init__(self) -> None:
+        # Held for both counts: those who are admitted count while the gate's thread reads.
+        self._lock = threading.Lock()
         # bucket -> client -> transfers admitted; a client that only asked stands there with 0.
         self._local: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._unsent: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
@@ -37,8 +40,9 @@ class Shares:
     def count(self, client: str, transfers: int) -> None:
         """Note that so many transfers of the client were admitted; 0: that it asked and was turned away."""
         bucket = int(time.time()) // BUCKET_SECONDS
-        self._local[bucket][client] += transfers
-        self._unsent[bucket][client] += transfers
+        with self._lock:
+            self._local[bucket][client] += transfers
+            self._unsent[bucket][client] += transfers
 
     def is_greedy(self, client: str) -> bool:
         """Say whether the client has had more than its weighted share while others asked as well."""
@@ -47,16 +51,20 @@ class Shares:
     def refresh(self, *, cluster_wide: bool) -> None:
         """Work out anew who is above their share. Asks Redis only if `cluster_wide`."""
         now = int(time.time()) // BUCKET_SECONDS
-        for kept in (self._local, self._unsent):
-            for bucket in [b for b in list(kept) if b < now - 1]:
-                del kept[bucket]
+        with self._lock:
+            for kept in (self._local, self._unsent):
+                for bucket in [b for b in kept if b < now - 1]:
+                    del kept[bucket]
         buckets = (now - 1, now)
         counts = self._counts_of_cluster(buckets) if cluster_wide and time.monotonic() >= self._retry_at else None
         if counts is None:
-            counts = _sum([dict(self._local.get(bucket, {})) for bucket in buckets])
+            with self._lock:
+                counts = _sum([self._local.get(bucket, {}) for bucket in buckets])
         self._greedy = greedy(counts, settings.CLIENT_WEIGHTS)
 
     def _counts_of_cluster(self, buckets: tuple[int, int]) -> dict[str, int] | None:
+        with self._lock:
+            unsent, self._unsent = self._unsent, defaultdict(lambda: defaultdict(int))
         try:
             if self._redis is None:
                 self._redis = redis.Redis.from_url(
@@ -68,7 +76,7 @@ class Shares:
                 )
             pipeline = self._redis.pipeline(transaction=False)
             for bucket in buckets:
-                for client, number in self._unsent.pop(bucket, {}).items():
+                for client, number in unsent.get(bucket, {}).items():
                     pipeline.hincrby(_KEY.format(bucket), client, number)
                 pipeline.expire(_KEY.format(bucket), 4 * BUCKET_SECONDS)
             for bucket in buckets:
@@ -77,6 +85,11 @@ class Shares:
         except redis.RedisError as error:
             log.warning("shares of clients are counted per process, as Redis is away: %s", error)
             self._retry_at = time.monotonic() + REDIS_RETRY_SECONDS
+            # What Redis may have taken before it failed counts twice, for ten seconds at most.
+            with self._lock:
+                for bucket, numbers in unsent.items():
+                    for client, number in numbers.items():
+                        self._unsent[bucket][client] += number
             return None
 
 

@@ -59,8 +59,30 @@ def test_a_batch_costs_its_rows(bank: Any, limit: Any, assert_refused: Any) -> N
     assert_refused(
         bank.as_anna.post("batches", {"transfers": [bank.body()] * 3}), 429, "rate_limited", before=(3, 1, 3)
     )
-    # One went on looking at the batch; one is left for a single transfer.
-    assert bank.as_anna.order(bank.body()).status_code == 202
+    # Looking at it cost nothing: two are left for single transfers.
+    assert [bank.as_anna.order(bank.body()).status_code for _ in range(3)] == [202, 202, 429]
+
+
+def test_a_batch_of_more_than_the_whole_limit_takes_the_whole_of_it(
+    bank: Any, limit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit("5/hour")
+    assert bank.as_anna.post("batches", {"transfers": [bank.body()] * 8}).status_code == 202
+
+    def unread(_: Any) -> None:
+        pytest.fail("the body of a client with nothing left was read")
+
+    monkeypatch.setattr("transfers.serializers.read_batch_order", unread)
+    assert bank.as_anna.post("batches", {"transfers": [bank.body()]}).status_code == 429
+
+
+def test_a_batch_that_cannot_be_read_costs_as_much_as_a_transfer(bank: Any, limit: Any) -> None:
+    limit("2/hour")
+
+    answers = [bank.as_anna.post("batches", {"transfers": "none"}).status_code for _ in range(3)]
+
+    assert answers[-1] == 429
+    assert 429 not in answers[:2]
 
 
 def test_a_client_may_have_a_limit_of_its_own(bank: Any, limit: Any) -> None:

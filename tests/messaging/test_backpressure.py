@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.conf import settings as django_settings
@@ -307,6 +308,21 @@ def test_shares_are_counted_over_the_whole_cluster(settings: Any) -> None:
 
     assert other.is_greedy("shares-loud")
     assert not other.is_greedy("shares-quiet")
+
+
+def test_what_was_counted_while_redis_was_away_is_told_later(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bankcore.messaging.shares._KEY", f"bankcore:admitted:{uuid4()}:{{}}")
+    one, other, names = Shares(), Shares(), [f"shares-{uuid4()}" for _ in range(2)]
+    settings.REDIS_URL = "redis://127.0.0.1:1/0"
+    one.count(names[0], 90)
+    one.refresh(cluster_wide=True)
+    one._redis, one._retry_at, settings.REDIS_URL = None, 0.0, REAL_REDIS_URL
+
+    one.refresh(cluster_wide=True)
+    other.count(names[1], 1)
+    other.refresh(cluster_wide=True)
+
+    assert other.is_greedy(names[0])
 
 
 def test_without_redis_each_process_counts_its_own(caplog: pytest.LogCaptureFixture) -> None:
