@@ -22,7 +22,9 @@ from bankcore.messaging.unpacking import keep_bytes
 log = logging.getLogger(__name__)
 
 HEARTBEATS_PER_INTERVAL = 2
+# How long a message that came before waits for its company: once is usually a worker that was ended, again is not.
 SUSPECT_SECONDS = 0.1
+AGAIN_SUSPECT_SECONDS = 1.0
 # Housekeeping that looks so old is left undone if the same was done in this process just now: of what piled up, one is
 # enough. Far less than the shortest of beat's intervals, so that nothing is left undone by a clock that is wrong, here
 # or where it was signed, and lets all of it look old.
@@ -168,7 +170,8 @@ class GuardedConsumer(Consumer):
         the culprit soon, long before it is taken for one.
         """
         if not self._suspects:
-            self.timer.call_after(SUSPECT_SECONDS, self._handle_suspects)
+            seconds = SUSPECT_SECONDS if message.delivery_count == 1 else AGAIN_SUSPECT_SECONDS
+            self.timer.call_after(seconds, self._handle_suspects)
         self._suspects.append(message)
 
     def _handle_suspects(self) -> None:

@@ -14,9 +14,9 @@ from django.core.management import execute_from_command_line
 import bankcore.topology as topology
 from bankcore.celery import app
 
-topology.DELIVERY_LIMIT = 3
+topology.DELIVERY_LIMIT = 4
 for queue in app.conf.task_queues:
-    queue.queue_arguments["x-delivery-limit"] = 3
+    queue.queue_arguments["x-delivery-limit"] = 4
 
 
 @shared_task(name="tests.die")
