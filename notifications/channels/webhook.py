@@ -106,7 +106,11 @@ async def _send_all(calls: Sequence[Call], outcomes: "queue.SimpleQueue[Outcome]
             headers={"User-Agent": "bankcore-webhooks/1", "Content-Type": "application/json"},
         ) as session:
             sender = _Sender(session, breaker_threads)
-            await asyncio.gather(*(_send_chain(sender, chain, outcomes) for chain in chains.values()))
+            chained = (_send_chain(sender, chain, outcomes) for chain in chains.values())
+            # A bug in one is told when all have come to their end: nobody else's call is broken off for it.
+            for ended in await asyncio.gather(*chained, return_exceptions=True):
+                if ended is not None:
+                    raise ended
 
 
 async def _send_chain(sender: "_Sender", chain: Sequence[Call], outcomes: "queue.SimpleQueue[Outcome]") -> None:
