@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-import psycopg
-from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
 from django.views import defaults
 from pydantic import BaseModel, ValidationError
 from rest_framework import exceptions
 from rest_framework.parsers import JSONParser
 
-# REST framework finds the pages here (settings.REST_FRAMEWORK).
 from bankcore.cursors import NewestFirst as NewestFirst
+
+# REST framework finds the pages here (settings.REST_FRAMEWORK).
+from bankcore.database import is_away
 from bankcore.errors import BankError, FieldError, Invalid, MalformedJson, NotFound, PayloadTooLarge, Unavailable
 from bankcore.logs import current_request_id
 from bankcore.wire import body_bytes, json_response
@@ -246,7 +246,7 @@ def problem_response(error: Exception, context: Mapping[str, Any] | None = None)
             return _framework_problem(error)
         case Http404():
             return problem(NotFound())
-        case OperationalError() | InterfaceError() | psycopg.OperationalError():
+        case _ if is_away(error):
             log.warning("the database is away: %s", error)
             return problem(Unavailable(retry_after=UNAVAILABLE_RETRY_SECONDS))
     log.error("a request failed", exc_info=error)

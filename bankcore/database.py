@@ -8,9 +8,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from django.db import connection
+from django.db import InterfaceError, OperationalError, connection
 
 from bankcore.columns import pack_all
+
+# Read-only after a failover (25006), sessions and transactions that were timed out while a process was frozen (25P03,
+# 25P04), and the classes for connection, rollback, resources, operator intervention and system errors: psycopg and
+# Django sort some of them elsewhere than under OperationalError.
+_AWAY_SQLSTATES = ("25006", "25P03", "25P04", "08", "40", "53", "57", "58")
+
+
+def is_away(error: Exception) -> bool:
+    """Tell a database that is away, failing over, or asks to try again from one that refuses what it was asked."""
+    sqlstate = getattr(error.__cause__, "sqlstate", None) or getattr(error, "sqlstate", None) or ""
+    return isinstance(error, (OperationalError, InterfaceError, psycopg.OperationalError)) or sqlstate.startswith(
+        _AWAY_SQLSTATES
+    )
 
 
 @contextmanager

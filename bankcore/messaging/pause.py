@@ -12,19 +12,16 @@ from typing import Any
 from celery.exceptions import Reject
 from celery.worker import state as worker_state
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connection
+from django.db import connection
 from kombu.exceptions import OperationalError as BrokerError
 
 from bankcore import metrics
+from bankcore.database import is_away
 
 log = logging.getLogger(__name__)
 
-# The database or the broker is away, failing over, or asks to try again: nothing is wrong with the transfers.
-INFRASTRUCTURE = (OperationalError, InterfaceError, BrokerError, ConnectionError, TimeoutError)
-# The same by SQLSTATE, for what psycopg sorts elsewhere: read-only after a failover (25006), sessions and transactions
-# that were timed out while a process was frozen (25P03, 25P04), and the classes for connection, rollback, resources,
-# operator intervention and system errors.
-_SQLSTATES = ("25006", "25P03", "25P04", "08", "40", "53", "57", "58")
+# The broker, or whatever else is called, is away: nothing is wrong with the transfers.
+_UNREACHABLE = (BrokerError, ConnectionError, TimeoutError)
 CEILING_SECONDS_MIN = 0.1
 # How often a pause looks whether the worker is to stop.
 LOOK_SECONDS = 0.05
@@ -32,8 +29,7 @@ LOOK_SECONDS = 0.05
 
 def is_infrastructure(error: Exception) -> bool:
     """Tell an outage, which is waited for, from a bug, which is not."""
-    sqlstate = getattr(error.__cause__, "sqlstate", None) or ""
-    return isinstance(error, INFRASTRUCTURE) or sqlstate.startswith(_SQLSTATES)
+    return isinstance(error, _UNREACHABLE) or is_away(error)
 
 
 def through_outages(stage: str, step: Callable[[], Any]) -> Any:

@@ -198,6 +198,20 @@ def test_the_database_being_away_is_a_503(bank: Any, assert_refused: Any, monkey
     assert "10.0.0.7" not in response.content.decode()
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_database_that_only_reads_since_a_failover_is_a_503(bank: Any, assert_refused: Any) -> None:
+    body = bank.body()
+    with connection.cursor() as cursor:
+        cursor.execute("SET default_transaction_read_only = on")
+    try:
+        response = bank.as_anna.order(body)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("SET default_transaction_read_only = off")
+
+    assert assert_refused(response, 503, "temporarily_unavailable")["retryable"]
+
+
 def test_a_bug_tells_nothing(bank: Any, assert_refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> Any:
         raise KeyError("secret")
