@@ -185,7 +185,7 @@ MUTANTS = (
         TASKS + "test_infrastructure_is_waited_for_in_place_and_counts_nothing",
     ),
     Mutant(
-        "a deadlock is a bug", "bankcore/messaging/pause.py",
+        "a deadlock is a bug", "bankcore/database.py",
         '"08", "40", "53"', '"08", "53"',
         TASKS + "test_an_outage_is_known_by_its_sqlstate_however_it_is_sorted",
     ),
