@@ -119,7 +119,6 @@ class Gate:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._drains: dict[str, Drain] = {}
         self._view: _View | None = None
