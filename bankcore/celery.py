@@ -9,6 +9,16 @@ from kombu import Exchange, Queue
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "bankcore.settings")
 
+# What beat has done again and again on the maintenance queue: the task, and how often (seconds).
+HOUSEKEEPING = {
+    "transfers.sweep_stuck": 15.0,
+    "messaging.apply_switches": 15.0,
+    "accounts.seal_rows": 10.0,
+    "notifications.redrive_webhooks": 60.0,
+    "notifications.sweep_lost": 15.0,
+    "transfers.prove_books": 60.0,
+}
+
 app = Celery("bankcore", amqp="bankcore.messaging.envelope:SigningAMQP")
 
 
@@ -53,36 +63,8 @@ def _configuration() -> dict[str, Any]:
         "worker_disable_rate_limits": True,
         "worker_consumer": "bankcore.messaging.consumer:GuardedConsumer",
         "beat_schedule": {
-            "sweep-stuck": {
-                "task": "transfers.sweep_stuck",
-                "schedule": 15.0,
-                "options": {"queue": "maintenance"},
-            },
-            "apply-switches": {
-                "task": "messaging.apply_switches",
-                "schedule": 15.0,
-                "options": {"queue": "maintenance"},
-            },
-            "seal-rows": {
-                "task": "accounts.seal_rows",
-                "schedule": 10.0,
-                "options": {"queue": "maintenance"},
-            },
-            "redrive-webhooks": {
-                "task": "notifications.redrive_webhooks",
-                "schedule": 60.0,
-                "options": {"queue": "maintenance"},
-            },
-            "sweep-notifications": {
-                "task": "notifications.sweep_lost",
-                "schedule": 15.0,
-                "options": {"queue": "maintenance"},
-            },
-            "prove-books": {
-                "task": "transfers.prove_books",
-                "schedule": 60.0,
-                "options": {"queue": "maintenance"},
-            },
+            task: {"task": task, "schedule": seconds, "options": {"queue": "maintenance"}}
+            for task, seconds in HOUSEKEEPING.items()
         },
     }
 
