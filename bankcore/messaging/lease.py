@@ -22,18 +22,22 @@ STEP_SECONDS_MAX = 60.0
 
 
 class Lease:
-    """The lease on one session. `extend` says that the relay gets on; `confirm` that it still holds it."""
+    """The lease on one session. `extend` says that the relay gets on; `confirm` that it still holds it.
+
+    To be made before the lock is asked for: a relay that is frozen with the lock just got loses it like any other.
+    """
 
     def __init__(self, database: psycopg.Connection) -> None:
         self._database = database
         self._extended_at = self._confirmed_at = time.monotonic()
+        database.execute(f"SET idle_session_timeout = {int(LEASE_SECONDS * 1000)}")
+        # A backend that sends to a frozen process waits in the network, where no other limit reaches it.
+        database.execute(f"SET tcp_user_timeout = {int(LEASE_SECONDS * 1000)}")
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Keep the session from being idle until the block ends."""
-        self._database.execute(f"SET idle_session_timeout = {int(LEASE_SECONDS * 1000)}")
-        # A backend that sends to a frozen process waits in the network, where no other limit reaches it.
-        self._database.execute(f"SET tcp_user_timeout = {int(LEASE_SECONDS * 1000)}")
+        self.extend()
         ended = threading.Event()
         thread = threading.Thread(target=self._keep, args=(ended,), name="lease", daemon=True)
         thread.start()

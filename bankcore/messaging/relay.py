@@ -69,10 +69,10 @@ class Relay:
         while not self.stop.is_set():
             try:
                 with open_session("bankcore relay") as database:
+                    self.lease = Lease(database)
                     if not self._become_active(database):
                         return
                     log.info("relay is active")
-                    self.lease = Lease(database)
                     with self.lease.kept():
                         while not self.stop.is_set():
                             self.lease.extend()

@@ -13,12 +13,13 @@ from bankcore.messaging.models import Event
 from bankcore.messaging.outbox import NewEvent
 from bankcore.messaging.relay import STANDBY_SECONDS
 from tests.messaging.broker_view import control_broker, eventually
-from tests.messaging.test_relay import Stepping
+from tests.messaging.test_relay import Stepping, active_pids
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 KEY = "the account"
 HASTY = "tests/messaging/hasty_manage.py"
+STUNNED = "tests/messaging/stunned_manage.py"
 
 
 @pytest.fixture
@@ -81,6 +82,22 @@ def test_the_standby_takes_over_from_a_relay_that_is_killed_or_frozen(relays, br
     got = [subject for _, ids in broker.calls(queue) for subject in ids]
     # Published once and in order: the one that was thawed published nothing.
     assert got == [str(n) for n in range(30 if how == signal.SIGSTOP else 20)]
+
+
+def test_a_relay_frozen_as_it_gets_the_lock_does_not_keep_it(broker, start, queue):
+    stunned = start("relay", program=STUNNED)
+    assert eventually(active_pids)
+    assert not said(stunned, "relay is active")
+    record(*range(10))
+    standby = start("relay")
+
+    assert eventually(lambda: is_active(standby))
+    assert eventually(lambda: owed() == 0)
+
+    stunned.send_signal(signal.SIGCONT)
+    assert eventually(lambda: said(stunned, "database is away"))
+    assert eventually(lambda: said(stunned, "another relay is active"))
+    assert [subject for _, ids in broker.calls(queue) for subject in ids] == [str(n) for n in range(10)]
 
 
 def test_a_relay_frozen_time_and_again_in_the_middle_of_work_keeps_the_order(relays, broker, queue, settings):
