@@ -1,14 +1,16 @@
 """Every metric of the stack that a process counts itself; what the database knows is read by `bankcore.health`.
 
 Web runs in several processes and shares PROMETHEUS_MULTIPROC_DIR; each relay and worker is one process and serves its
-own numbers on METRICS_PORT. Prometheus adds them up.
+own numbers on METRICS_PORT, a worker its state as well. Prometheus adds them up.
 """
 
+import json
 import logging
 from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
+from typing import Any
 
 from django.conf import settings
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
@@ -88,8 +90,24 @@ def count_transfers(outcomes: Iterable[tuple[str, str]]) -> None:
         transfers.labels(status, reason).inc(number)
 
 
-def serve() -> None:
-    """Serve this process's metrics on METRICS_PORT of the loopback or METRICS_ADDRESS; 0 serves none."""
+def serve(state: Callable[[], Any] | None = None) -> None:
+    """Serve this process's metrics on METRICS_PORT of the loopback or METRICS_ADDRESS; 0 serves none.
+
+    `state` is served as JSON under /state, from a thread of the server's own.
+    """
     if settings.METRICS_PORT:
-        start_http_server(settings.METRICS_PORT, addr=settings.METRICS_ADDRESS)
+        server, _ = start_http_server(settings.METRICS_PORT, addr=settings.METRICS_ADDRESS)
+        if state is not None:
+            server.set_app(_with_state(server.get_app(), state))
         logging.getLogger(__name__).info("metrics on %s:%s", settings.METRICS_ADDRESS, settings.METRICS_PORT)
+
+
+def _with_state(pages: Any, state: Callable[[], Any]) -> Any:
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/state":
+            answer: Iterable[bytes] = pages(environ, start_response)
+            return answer
+        start_response("200 OK", [("Content-Type", "application/json"), ("Cache-Control", "no-store")])
+        return [json.dumps(state()).encode()]
+
+    return application

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from compose import supervision
+from compose import supervision, worker_states
 from compose.homes import remove_homes
 from compose.instance import STATE, Instance, StackError, main_instance, other_runs, read_json, try_claim
 from compose.roles import ALL_ROLES, parse_roles, role_log
@@ -139,8 +139,11 @@ def status(options: argparse.Namespace) -> int:
     except (StackError, OSError):
         print("not running: make up starts it")
         return 3
+    paused = worker_states.paused(main_instance(), [process["name"] for process in processes])
     for process in processes:
         print(f"{process['name']:<16} {process['statename']:<9} {process['description']}")
+        for line in paused.get(process["name"], []):
+            print(f"{'':<16} {'PAUSED':<9} {line}")
     _print_addresses(read_json(main_instance().stack_file))
     return 0
 

@@ -1,4 +1,4 @@
-"""Wait in place while infrastructure is away, and say so in the log and in metrics; a request to stop ends the wait.
+"""Wait in place while infrastructure is away, and say so in log, metrics and state; a request to stop ends the wait.
 
 The message stays in the worker's hand, so its partition keeps its order, and nothing is counted against anyone.
 """
@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from celery.exceptions import Reject
@@ -26,20 +27,25 @@ CEILING_SECONDS_MIN = 0.1
 # How often a pause looks whether the worker is to stop.
 LOOK_SECONDS = 0.05
 
+# What waits in this process now.
+_open: "set[Pause]" = set()
+
 
 def is_infrastructure(error: Exception) -> bool:
     """Tell an outage, which is waited for, from a bug, which is not."""
     return isinstance(error, _UNREACHABLE) or is_away(error)
 
 
-def through_outages(stage: str, step: Callable[[], Any]) -> Any:
+def through_outages(stage: str, step: Callable[[], Any], *, queue: str = "") -> Any:
     """Take a step again and again until infrastructure lets it, and return its answer.
+
+    `queue` is where the message in hand came from.
 
     Raises:
         Reject: the worker is asked to stop; the message goes back to its queue untouched.
         Exception: whatever the step raised that is no outage.
     """
-    pause = Pause(stage)
+    pause = Pause(stage, queue)
     try:
         while True:
             try:
@@ -52,14 +58,23 @@ def through_outages(stage: str, step: Callable[[], Any]) -> Any:
         pause.end()
 
 
+def state() -> dict[str, Any]:
+    """Say what this process waits with: from which queue, since when, and why. Asks nobody, so it answers meanwhile."""
+    pauses = sorted(_open.copy(), key=lambda pause: (pause.queue, pause.since))
+    # The error's text may name hosts and users: it is in the log.
+    paused = [{"queue": p.queue, "stage": p.stage, "since": p.since, "cause": p.cause} for p in pauses]
+    return {"status": "paused" if paused else "working", "paused": paused}
+
+
 class Pause:
     """One outage as one task sees it: how often it was tried, and since when."""
 
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
+    def __init__(self, stage: str, queue: str = "") -> None:
+        self.stage, self.queue = stage, queue
         self.cause = ""
         self.ceiling_seconds = CEILING_SECONDS_MIN
         self.began = 0.0
+        self.since = ""
 
     def wait(self, error: Exception) -> None:
         """Sleep for a random part of the ceiling (full jitter), which doubles up to PAUSE_SECONDS_MAX."""
@@ -75,10 +90,13 @@ class Pause:
             metrics.paused.labels(self.stage, self.cause).dec()
             log.warning("%s ends its pause of %.1f s", self.stage, time.monotonic() - self.began)
             self.cause = ""
+            _open.discard(self)
 
     def _show(self, cause: str) -> None:
         if not self.cause:
             self.began = time.monotonic()
+            self.since = datetime.now(UTC).isoformat(timespec="seconds")
+            _open.add(self)
         if cause != self.cause:
             if self.cause:
                 metrics.paused.labels(self.stage, self.cause).dec()

@@ -90,4 +90,5 @@ class BatchTask(Task):
             )
 
     def _durably(self, step: Callable[[], Any]) -> Any:
-        return through_outages(self.name, step)
+        came = self.request.delivery_info or {}
+        return through_outages(self.name, step, queue=came.get("routing_key", ""))

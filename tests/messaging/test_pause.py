@@ -3,6 +3,7 @@
 import re
 import signal
 import time
+from datetime import UTC, datetime
 
 import httpx
 import psycopg
@@ -13,6 +14,8 @@ from kombu import Exchange, Producer
 from bankcore.messaging import pause
 from bankcore.messaging.models import DeadLetter, Event
 from bankcore.messaging.publisher import Publisher, TaskMessage
+from compose import worker_states
+from compose.instance import Instance, write_json
 from tests.messaging.broker_view import PATIENCE_SECONDS, eventually
 from transfers.models import Transfer
 
@@ -57,7 +60,7 @@ def gauge(port, name):
 
 
 def test_an_outage_longer_than_the_brokers_patience_is_waited_out(
-    broker, database, start, free_port, accounts, make_transfer, settings
+    broker, database, start, free_port, accounts, make_transfer, settings, tmp_path
 ):
     alice, bob = accounts(1000, 0)
     first, second = (make_transfer(alice, bob, 10) for _ in range(2))
@@ -70,6 +73,18 @@ def test_an_outage_longer_than_the_brokers_patience_is_waited_out(
     publisher.publish([TaskMessage("posting-0", STAGE, [str(second.pk)])])
 
     assert eventually(lambda: gauge(port, "bankcore_worker_paused") == {"OperationalError": 1.0})
+    told = httpx.get(f"http://127.0.0.1:{port}/state").json()
+    pause_told = told["paused"][0]
+    assert told["status"] == "paused"
+    assert {**pause_told, "since": ""} == {
+        "queue": "posting-0", "stage": STAGE, "since": "", "cause": "OperationalError"
+    }  # fmt: skip
+    assert 0 <= (datetime.now(UTC) - datetime.fromisoformat(pause_told["since"])).total_seconds() < PATIENCE_SECONDS
+    # As `make status` tells it.
+    programs = {"posting-0": {"arguments": ["manage.py", "worker", "posting"], "environment": {"METRICS_PORT": port}}}
+    write_json(tmp_path / "programs.json", programs)
+    (words,) = worker_states.paused(Instance(folder=tmp_path, throwaway=True), ["web", *programs])["posting-0"]
+    assert words == f"posting-0 waits since {pause_told['since']} for infrastructure: OperationalError"
     time.sleep(OUTAGE_SECONDS)
     assert gauge(port, "bankcore_worker_paused_seconds_total")["OperationalError"] > OUTAGE_SECONDS / 2
     assert worker.poll() is None
@@ -77,6 +92,7 @@ def test_an_outage_longer_than_the_brokers_patience_is_waited_out(
 
     assert eventually(lambda: not Transfer.objects.exclude(status="posted").exists())
     assert eventually(lambda: gauge(port, "bankcore_worker_paused") == {"OperationalError": 0.0})
+    assert httpx.get(f"http://127.0.0.1:{port}/state").json() == {"status": "working", "paused": []}
     said = worker.log.read_text()
     assert "is paused, waiting for infrastructure" in said
     assert "ends its pause of" in said

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from bankcore import metrics
 from bankcore.garbage import collect_rarely
-from bankcore.messaging import envelope
+from bankcore.messaging import envelope, pause
 from bankcore.messaging.beat import Beat
 from bankcore.messaging.bulkhead import limit_queues
 from bankcore.messaging.dead_letters import DeadLetterStep
@@ -67,7 +67,7 @@ class Command(BaseCommand):
             limit_queues(current_app, SHARES, usual=NOTIFICATION_THREADS)
         if role in YIELDING_ROLES:
             os.nice(YIELDING_NICENESS)
-        worker_ready.connect(lambda **_: metrics.serve(), weak=False)
+        worker_ready.connect(lambda **_: metrics.serve(pause.state), weak=False)
         worker_ready.connect(lambda **_: collect_rarely(), weak=False)
         name = f"{role}.{index}.{os.getpid()}@{socket.gethostname()}"
         quiet = ["--without-gossip", "--without-mingle", "--loglevel", settings.LOG_LEVEL]
