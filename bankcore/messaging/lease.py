@@ -3,6 +3,9 @@
 The session holds the advisory lock. PostgreSQL ends it when nothing was asked for LEASE_SECONDS (idle_session_timeout),
 so a relay that is frozen, or hangs, loses the lock without anybody deciding so. A relay that is merely busy with the
 broker asks from a thread.
+
+One gap is left to the standby (Watch): a large statement goes to PostgreSQL in two parts, and a session that has got
+the first and not the second counts as active. None of its limits ends it, statement_timeout included.
 """
 
 import logging
@@ -19,6 +22,36 @@ LEASE_SECONDS = 3.0
 ASK_SECONDS = 0.75
 # Longer than anything the relay does in one step with a broker that is ill.
 STEP_SECONDS_MAX = 60.0
+
+
+# A session that has waited for its client in the middle of a statement for so long has lost it.
+HALFWAY_SECONDS_MAX = 2.0
+_HALFWAY = """
+SELECT a.pid, a.state_change, a.wait_event
+  FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
+ WHERE l.locktype = 'advisory' AND l.classid = 0 AND l.objid = %s AND l.objsubid = 1 AND l.granted
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND a.state = 'active' AND a.wait_event IN ('ClientRead', 'ClientWrite')
+"""
+
+
+class Watch:
+    """A standby's eye on the session that holds a lock: ends it when it hangs halfway through a statement."""
+
+    def __init__(self, lock: int) -> None:
+        self._lock = lock
+        self._seen: object = None
+        self._seen_at = 0.0
+
+    def look(self, database: psycopg.Connection) -> None:
+        """Look once; a session that looked the same all the time for HALFWAY_SECONDS_MAX is ended."""
+        found = database.execute(_HALFWAY, (self._lock,)).fetchone()
+        now = time.monotonic()
+        if found is None or found != self._seen:
+            self._seen, self._seen_at = found, now
+        elif now - self._seen_at >= HALFWAY_SECONDS_MAX:
+            log.warning("the holder hangs in the middle of a statement: ending its session %s", found[0])
+            database.execute("SELECT pg_terminate_backend(%s)", (found[0],))
 
 
 class Lease:

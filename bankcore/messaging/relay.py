@@ -21,7 +21,7 @@ from bankcore.messaging import outbox
 from bankcore.messaging.broker import declare_topology, rotated
 from bankcore.messaging.due import DueEvents, Row
 from bankcore.messaging.gathering import Gathering
-from bankcore.messaging.lease import Lease
+from bankcore.messaging.lease import Lease, Watch
 from bankcore.messaging.publisher import Publisher, TaskMessage
 
 log = logging.getLogger(__name__)
@@ -184,6 +184,7 @@ class Relay:
 
     def _become_active(self, database: psycopg.Connection) -> bool:
         announced = False
+        watch = Watch(ACTIVE_LOCK)
         while not self.stop.is_set():
             if _scalar(database, "SELECT pg_try_advisory_lock(%s)", ACTIVE_LOCK):
                 database.execute("LISTEN bankcore_outbox")
@@ -191,6 +192,7 @@ class Relay:
             if not announced:
                 log.info("another relay is active, standing by")
                 announced = True
+            watch.look(database)
             self.stop.wait(STANDBY_SECONDS)
         return False
 

@@ -1,17 +1,21 @@
 """Real relay processes under faults: killed, frozen and thawed, and a broker that blocks or is gone."""
 
+import os
 import re
 import signal
+import socket
 import time
 
+import psycopg
 import pytest
 from django.db import connection
 
+from bankcore.database import open_session
 from bankcore.messaging import outbox
-from bankcore.messaging.lease import LEASE_SECONDS, Lease
+from bankcore.messaging.lease import HALFWAY_SECONDS_MAX, LEASE_SECONDS, Lease
 from bankcore.messaging.models import Event
 from bankcore.messaging.outbox import NewEvent
-from bankcore.messaging.relay import STANDBY_SECONDS
+from bankcore.messaging.relay import ACTIVE_LOCK, STANDBY_SECONDS
 from tests.messaging.broker_view import control_broker, eventually
 from tests.messaging.test_relay import Stepping, active_pids
 
@@ -100,6 +104,41 @@ def test_a_relay_frozen_as_it_gets_the_lock_does_not_keep_it(broker, start, queu
     assert [subject for _, ids in broker.calls(queue) for subject in ids] == [str(n) for n in range(10)]
 
 
+def test_a_relay_frozen_halfway_through_a_statement_does_not_keep_the_lock(broker, start, queue):
+    """The second part of a large statement never comes, and no limit of the database's ends the session."""
+    frozen = open_session("a test's relay")
+    Lease(frozen)
+    frozen.execute("SET statement_timeout = '1s'")
+    frozen.execute("SELECT pg_advisory_lock(%s)", (ACTIVE_LOCK,))
+    statement = b"\0SELECT 1\0\0\0"
+    with socket.socket(fileno=os.dup(frozen.fileno())) as wire:
+        # As libpq does: what makes it a statement (here Parse) is sent, and Sync is not.
+        wire.send(b"P" + (len(statement) + 4).to_bytes(4, "big") + statement)
+    standby = start("relay")
+    record(*range(10))
+
+    assert eventually(lambda: is_active(standby))
+    assert eventually(lambda: owed() == 0)
+    assert said(standby, "hangs in the middle of a statement")
+    with pytest.raises(psycopg.Error):
+        frozen.execute("SELECT 1")
+
+
+def test_a_relay_that_is_only_busy_with_the_database_keeps_the_lock(broker, start):
+    busy = open_session("a test's relay")
+    busy.execute("SELECT pg_advisory_lock(%s)", (ACTIVE_LOCK,))
+    standby = start("relay")
+    assert eventually(lambda: said(standby, "standing by"))
+
+    busy.execute("SELECT pg_sleep(%s)", (HALFWAY_SECONDS_MAX + 2 * STANDBY_SECONDS,))
+    assert not is_active(standby)
+    time.sleep(HALFWAY_SECONDS_MAX + 2 * STANDBY_SECONDS)
+
+    assert busy.execute("SELECT 1").fetchone() == (1,)
+    busy.close()
+    assert eventually(lambda: is_active(standby))
+
+
 def test_a_relay_frozen_time_and_again_in_the_middle_of_work_keeps_the_order(relays, broker, queue, settings):
     sent = 0
     for turn in range(3):
@@ -158,6 +197,8 @@ def test_a_backlog_of_an_outage_drains_in_order(broker, start, queue, settings):
 def test_a_takeover_is_a_matter_of_five_seconds():
     """What is promised, from the waits it consists of: the lease runs out, and the standby looks again."""
     assert LEASE_SECONDS + STANDBY_SECONDS <= 5
+    # Or it hangs halfway: seen at the next look, and ended at the look after the time is up, or the one after that.
+    assert STANDBY_SECONDS + HALFWAY_SECONDS_MAX + 2 * STANDBY_SECONDS <= 5
 
 
 def test_the_database_ends_a_session_that_is_not_kept_alive_and_no_other(broker):
