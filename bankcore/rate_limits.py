@@ -54,17 +54,26 @@ class Standing:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Say so as draft-ietf-httpapi-ratelimit-headers-10 has it."""
+        """Say so as draft-ietf-httpapi-ratelimit-headers-10 has it.
+
+        There `t` is the time until the quota resets, and beside Retry-After it should name the same moment.
+        """
+        reset_seconds = self.reset_seconds if self.retry_after is None else self.retry_after
         return {
             "RateLimit-Policy": f'"{self.name}";q={self.limit.amount};w={self.limit.get_expiry()}',
-            "RateLimit": f'"{self.name}";r={self.remaining};t={self.reset_seconds}',
+            "RateLimit": f'"{self.name}";r={self.remaining};t={reset_seconds}',
         }
+
+    @property
+    def retry_after(self) -> int | None:
+        """Whole seconds until there is room for what was refused; None if nothing was."""
+        return None if self.retry_seconds is None else max(1, ceil(self.retry_seconds))
 
     def enforce(self) -> None:
         """Raise RateLimited if the client has to wait."""
-        if self.retry_seconds is not None:
+        if self.retry_after is not None:
             metrics.admission.labels("rate_limited").inc()
-            raise RateLimited(retry_after=max(1, ceil(self.retry_seconds)))
+            raise RateLimited(retry_after=self.retry_after)
 
 
 @dataclass(slots=True)
@@ -73,8 +82,9 @@ class _Lease:
     until: float
     remaining: int
     reset_seconds: int
-    # Nobody is asked again before this moment.
+    # Nobody is asked again before the first of these moments; the other is when one more fits again.
     refused_until: float = 0.0
+    room_at: float = 0.0
 
 
 class RateLimits:
@@ -100,8 +110,9 @@ class RateLimits:
                 lease.left -= cost
                 lease.remaining -= cost
                 return Standing(name, limit, max(0, lease.remaining), lease.reset_seconds)
-            if lease is not None and lease.refused_until > now:
-                return Standing(name, limit, 0, lease.reset_seconds, retry_seconds=lease.refused_until - now)
+            # A batch needs room for more than the one that was refused: how long for, only the count knows.
+            if lease is not None and lease.refused_until > now and cost <= 1:
+                return Standing(name, limit, 0, lease.reset_seconds, retry_seconds=lease.room_at - now)
         return self._take_lease(name, limit, identity, cost, now)
 
     def look(self, name: str, identity: str) -> Standing:
@@ -113,7 +124,7 @@ class RateLimits:
             if lease is not None and lease.until > now and lease.remaining > 0:
                 return Standing(name, limit, lease.remaining, lease.reset_seconds)
             if lease is not None and lease.refused_until > now:
-                return Standing(name, limit, 0, lease.reset_seconds, retry_seconds=lease.refused_until - now)
+                return Standing(name, limit, 0, lease.reset_seconds, retry_seconds=lease.room_at - now)
         return self._take_lease(name, limit, identity, 0, now)
 
     def _take_lease(self, name: str, limit: RateLimitItem, identity: str, cost: int, now: float) -> Standing:
@@ -130,9 +141,11 @@ class RateLimits:
             until=now + min(LEASE_SECONDS, limit.get_expiry()),
             remaining=remaining + max(0, taken - cost),
             reset_seconds=reset_seconds,
-            # A large batch that has no room says nothing about a single transfer.
-            refused_until=now + min(retry_seconds, LEASE_SECONDS) if retry_seconds is not None and cost <= 1 else 0.0,
         )
+        # A large batch that has no room says nothing about a single transfer.
+        if retry_seconds is not None and cost <= 1:
+            lease.room_at = now + retry_seconds
+            lease.refused_until = min(lease.room_at, now + LEASE_SECONDS)
         with self._lock:
             if len(self._leases) >= LEASES_MAX:
                 self._leases.clear()

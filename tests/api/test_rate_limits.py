@@ -52,6 +52,38 @@ def test_a_client_beyond_its_limit_waits_and_nobody_else_does(bank: Any, limit: 
     assert bank.as_bruno.order(other).status_code == 202
 
 
+def test_every_refusal_says_when_there_is_room_and_the_header_agrees(bank: Any, limit: Any) -> None:
+    limit("3/hour")
+    accepted = [bank.as_anna.order(bank.body(), key=f"same-{number}").status_code for number in range(3)]
+    began = time.monotonic()
+
+    # Orders, a batch and a replay; the first asks Redis, and so does the last, as what was heard is good for a second.
+    refused = [bank.as_anna.order(bank.body()) for _ in range(3)]
+    refused += [bank.as_anna.post("batches", {"transfers": [bank.body()] * 2})]
+    refused += [bank.as_anna.order(bank.body(), key="same-0")]
+    time.sleep(1.1)
+    refused += [bank.as_anna.order(bank.body()) for _ in range(2)]
+
+    assert (accepted, {answer.status_code for answer in refused}) == ([202] * 3, {429})
+    waits = [int(answer["Retry-After"]) for answer in refused]
+    assert waits == sorted(waits, reverse=True)
+    # A third of the window that is used up has to fade, after the rest of it; so much is left whenever the test runs.
+    assert waits[0] >= 1200
+    assert waits[0] - waits[-1] <= time.monotonic() - began + 1
+    assert [answer["RateLimit"] for answer in refused] == [f'"transfers";r=0;t={wait}' for wait in waits]
+
+
+def test_a_batch_is_told_when_there_is_room_for_all_of_it(limit: Any) -> None:
+    limit("4/hour")
+    process, client = RateLimits(REDIS_URL), str(uuid4())
+    process.take("transfers", client, cost=4)
+
+    single, batch = (process.take("transfers", client, cost=cost).retry_seconds or 0 for cost in (1, 3))
+
+    # A quarter of the window for each.
+    assert batch - single == pytest.approx(1800, abs=60)
+
+
 def test_a_batch_costs_its_rows(bank: Any, limit: Any, assert_refused: Any) -> None:
     limit("5/hour")
     assert bank.as_anna.post("batches", {"transfers": [bank.body()] * 3}).status_code == 202
