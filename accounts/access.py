@@ -30,6 +30,9 @@ SCOPES = {
     "ops:replay": "Send dead letters again.",
 }
 CACHED_TOKENS_MAX = 10_000
+# Behind an @ stands whose client it is (Client.namespace).
+CLIENT_NAME = re.compile(r"[^@\x00-\x1f]{1,50}")
+CLIENT_NAME_RULE = "A client's name has 1 to 50 characters, and no @."
 _TOKEN = re.compile(r"[A-Za-z0-9]{8}\.[A-Za-z0-9]{16,128}")
 
 
@@ -55,6 +58,11 @@ class Client:
 
     def may_use(self, customer_id: UUID | None) -> bool:
         return self.is_staff or (customer_id is not None and customer_id == self.customer_id)
+
+
+# Who the bank itself is when it takes in a file: no token has this name, as none may have an @ in it, so its keys and
+# external_ids meet nobody else's.
+BANK_FILES = Client("import@bank", customer_id=None, scopes=frozenset({"staff", "transfers:write"}), staff_user_id=None)
 
 
 class BearerAuthentication(BaseAuthentication):
@@ -111,12 +119,12 @@ def _as_client(token: ApiToken) -> Client:
     )
 
 
-def clients_with_tokens(name: str = "") -> list[Client]:
-    """List who has a token that is valid now, newest first; one of equal tokens is enough. For the command line."""
+def clients_with_tokens(name: str) -> list[Client]:
+    """List who so named has a token that is valid now, newest first; one of equal tokens is enough."""
     valid = Q(expiry_date__isnull=True) | Q(expiry_date__gt=timezone.now())
     active = Q(staff_user__isnull=True) | Q(staff_user__is_active=True)
-    tokens = ApiToken.objects.get_usable_keys().filter(valid, active).order_by("-created")
-    return list(dict.fromkeys(_as_client(token) for token in (tokens.filter(name=name) if name else tokens)))
+    tokens = ApiToken.objects.get_usable_keys().filter(valid, active, name=name).order_by("-created")
+    return list(dict.fromkeys(_as_client(token) for token in tokens))
 
 
 class HasScope(BasePermission):

@@ -9,7 +9,7 @@ from uuid import UUID
 from django.conf import settings
 from django.db import transaction
 
-from accounts.access import Client
+from accounts.access import BANK_FILES, Client
 from bankcore import rate_limits
 from bankcore.errors import BankError, FieldError, Invalid
 from bankcore.messaging import audit, backpressure
@@ -24,6 +24,13 @@ class CutOtherwise(BankError):
 
     code = "cut_otherwise"
     title = "The file was begun with other limits"
+
+
+class TakenForAnother(BankError):
+    """The file came in for another client: for this one, its keys say nothing, and its money would move again."""
+
+    code = "taken_for_another"
+    title = "The file came in for another client"
 
 
 class LotError(NamedTuple):
@@ -61,9 +68,16 @@ class Import:
 
         Raises:
             CutOtherwise: they were cut by other limits.
+            TakenForAnother: none did, but some came in for another client.
         """
-        kept = Batch.objects.filter(client=self.client.namespace, idempotency_key__startswith=self._key)
-        keys = [str(key).rsplit(":", 2)[1:] for key in kept.values_list("idempotency_key", flat=True)]
+        kept = Batch.objects.filter(idempotency_key__startswith=self._key)
+        mine = kept.filter(client=self.client.namespace)
+        keys = [str(key).rsplit(":", 2)[1:] for key in mine.values_list("idempotency_key", flat=True)]
+        if not keys and (other_client := kept.values_list("client", flat=True).first()):
+            raise TakenForAnother(
+                f"It came in for {_described(other_client)}. Repeat the command as it was, so that nothing is taken "
+                "twice; if the same file is meant once more, give it a --label of its own."
+            )
         if other := next((cut for cut, _ in keys if cut != _cut()), None):
             rows, size = other.split("x")
             raise CutOtherwise(
@@ -138,6 +152,10 @@ class Import:
             "client": self.client.namespace, "sha256": self.source.digest, "lot": lot.number, "accepted": batch.accepted
         }  # fmt: skip
         audit.record(actor=audit.operator(), action="batch.import", subject=batch.id, details=details)
+
+
+def _described(namespace: str) -> str:
+    return "the bank itself (without --client)" if namespace == BANK_FILES.namespace else f"the client {namespace}"
 
 
 def _cut() -> str:

@@ -16,7 +16,7 @@ from unfold.decorators import display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
-from accounts.access import SCOPES
+from accounts.access import CLIENT_NAME, CLIENT_NAME_RULE, SCOPES
 from accounts.models import ApiToken
 from bankcore.messaging import audit
 from bankcore.pages import BoundedAdmin, moment, shown_once
@@ -54,6 +54,12 @@ class ApiTokenForm(forms.ModelForm):
     class Meta:
         model = ApiToken
         fields = ["name", "customer", "staff_user", "scopes", "expiry_date", "revoked"]
+
+    def clean_name(self) -> str:
+        name = str(self.cleaned_data["name"])
+        if not CLIENT_NAME.fullmatch(name):
+            raise forms.ValidationError(CLIENT_NAME_RULE)
+        return name
 
 
 @admin.register(ApiToken)

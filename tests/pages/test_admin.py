@@ -220,6 +220,13 @@ def test_a_token_is_shown_once_and_works(desk: Client, accounts: SimpleNamespace
     assert secret not in str(dict(desk.cookies)) + str(dict(desk.session))
 
 
+def test_a_clients_name_has_no_place_for_another_customers(desk: Client) -> None:
+    form = {"name": "shop@0123456789ab", "customer": "", "staff_user": "", "scopes": ["transfers:read"]}
+
+    assert "no @" in desk.post(page(ApiToken, "add"), form).content.decode()
+    assert not ApiToken.objects.exists()
+
+
 def test_a_token_is_revoked_for_good(desk: Client, rows: SimpleNamespace) -> None:
     form = {"name": "test", "scopes": ["transfers:read"], "revoked": "on", "expiry_date_0": "", "expiry_date_1": ""}
     assert desk.post(page(ApiToken, "change", rows.token.pk), form).status_code == 302

@@ -274,7 +274,6 @@ def test_it_waits_while_the_gate_is_shut(write, run, settings, monkeypatch):
 
 def test_only_a_client_with_the_scope_takes_part(write, run, shop):
     path = write([1])
-    assert "These have tokens: shop." in run(path, client=None)[2]
     code, _, beside = run(path, client="stall")
     assert code == 2
     assert "manage.py issue_token --client stall" in beside
@@ -287,6 +286,37 @@ def test_only_a_client_with_the_scope_takes_part(write, run, shop):
     assert run(path, "--customer", shop.anna.id)[0] == 0
     ApiToken.objects.filter(name="shop").update(revoked=True)
     assert run(path)[0] == 2
+
+
+def test_without_a_client_it_is_the_banks_own_and_debits_every_account(write, run, shop):
+    rows = [(shop.annas, shop.brunos, 1, "EUR", "x"), (shop.brunos, shop.annas, 2, "EUR", "")]
+    path = write(rows)
+    code, told, _ = run(path, client=None)
+    assert (code, told["accepted"]) == (0, 2)
+    again = run(path, client=None)
+    assert again[:2] == (0, told | {"accepted": 0, "replayed": 2})
+    assert taken() == (2, 1, 2)
+    entry = AuditEntry.objects.get(action="batch.import")
+    assert (Batch.objects.get().client, entry.details["client"]) == ("import@bank", "import@bank")
+    # Its keys and external_ids are not those of a client that somebody happens to call the same.
+    issue = {"scopes": "staff transfers:write", "stdout": io.StringIO()}
+    with pytest.raises(CommandError, match="no @"):
+        call_command("issue_token", client="import@bank", **issue)
+    call_command("issue_token", client="import", **issue)
+    assert run(write(rows[:1], "one.csv"), client="import")[:1] == (0,)
+    assert "--customer" in run(path, "--customer", shop.anna.id, client=None)[2]
+
+
+@pytest.mark.parametrize("first", ["shop", None])
+def test_a_file_that_came_in_for_another_does_not_move_its_money_again(write, run, first):
+    path, second = write([1]), None if first else "shop"
+    assert run(path, client=first)[0] == 0
+    code, _, beside = run(path, client=second)
+    assert code == 2
+    assert ("for the client shop@" if first else "for the bank itself (without --client)") in beside
+    assert taken() == (1, 1, 1)
+    assert run(path, "--label", "december", client=second)[0] == 0
+    assert taken() == (2, 2, 2)
 
 
 @pytest.mark.django_db(transaction=True)

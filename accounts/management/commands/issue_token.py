@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 from django.utils import timezone
 
-from accounts.access import SCOPES
+from accounts.access import CLIENT_NAME, CLIENT_NAME_RULE, SCOPES
 from accounts.models import ApiToken, Customer
 from bankcore.identifiers import parse_id
 from bankcore.messaging import audit
@@ -29,8 +29,8 @@ class Command(BaseCommand):
         scopes = sorted(set(re.split(r"[\s,]+", options["scopes"].strip(" ,\t\n"))))
         if unknown := [scope for scope in scopes if scope not in SCOPES]:
             raise CommandError(f"Unknown scopes: {' '.join(unknown) or '(none)'}. Valid: {' '.join(SCOPES)}")
-        if not re.fullmatch(r"[^@\x00-\x1f]{1,50}", options["client"]):
-            raise CommandError("A client's name has 1 to 50 characters, and no @.")
+        if not CLIENT_NAME.fullmatch(options["client"]):
+            raise CommandError(CLIENT_NAME_RULE)
         days = options["expires_days"]
         if days is not None and not 1 <= days <= 36_500:
             raise CommandError("--expires-days takes 1 to 36500.")

@@ -21,7 +21,7 @@ from django.db import DatabaseError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from accounts.access import Client, clients_with_tokens
+from accounts.access import BANK_FILES, Client, clients_with_tokens
 from bankcore.errors import BankError
 from bankcore.messaging import backpressure
 from transfers.errors import IdempotencyKeyReused
@@ -30,13 +30,15 @@ from transfers.lots import FORMATS, Lot, RowSource
 
 SOME_REFUSED, USAGE, SIGNALLED = 1, 2, 128
 SCOPE = "transfers:write"
-ERRORS_SHOWN, CLIENTS_SHOWN = 20, 10
+ERRORS_SHOWN = 20
 PAUSE_SECONDS = 0.2
 _LABEL = re.compile(r"[A-Za-z0-9._-]{1,40}")
-DESCRIPTION = """Take in a file of transfers (CSV, NDJSON or JSON as POST batches takes them) for an API client, with
-that client's access. A large file goes in lots of one batch each; what is taken in stays, and repeating the
-command takes nothing twice and goes on where it stopped."""
-EPILOG = """example:
+DESCRIPTION = """Take in a file of transfers (CSV, NDJSON or JSON as POST batches takes them) for the bank itself, which
+may debit every account, or with --client for an API client, with that client's access. A large file goes in lots of
+one batch each; what is taken in stays, and repeating the command takes nothing twice and goes on where it stopped."""
+EPILOG = """examples:
+  manage.py import_batch salaries.csv
+
   manage.py issue_token --client payroll --scopes "transfers:write" --customer ID
   manage.py import_batch salaries.csv --client payroll --dry-run
   manage.py import_batch salaries.csv --client payroll --errors refused.csv
@@ -81,7 +83,8 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("file", metavar="FILE", help="a file, or - for standard input")
-        parser.add_argument("--client", metavar="NAME", help="the API client whose transfers they are; it has a token")
+        whose = "an API client that has a token, for files from outside: what it may not debit is refused"
+        parser.add_argument("--client", metavar="NAME", help=f"{whose} (default: the bank itself)")
         parser.add_argument("--customer", metavar="ID", help="whose client, where several customers have one so named")
         parser.add_argument("--format", choices=sorted(set(FORMATS.values())), help="if FILE's suffix does not say it")
         parser.add_argument("--atomic", action="store_true", help="all rows or none; for files that fit one batch")
@@ -215,11 +218,11 @@ def _said(error: BankError) -> str:
 
 
 def _client(name: str | None, customer: str | None) -> Client:
-    issue = f'manage.py issue_token --client {name or "NAME"} --scopes "{SCOPE}" --customer ID'
-    if not name:
-        known = sorted({client.name for client in clients_with_tokens()})
-        listed = f" These have tokens: {', '.join(known[:CLIENTS_SHOWN])}." if known else " No client has a token yet."
-        raise _usage(f"Whose transfers are they? Give --client NAME.{listed} To make one: {issue}")
+    issue = f'manage.py issue_token --client {name} --scopes "{SCOPE}" --customer ID'
+    if name is None:
+        if customer is not None:
+            raise _usage("--customer says whose client --client means: give both, or neither.")
+        return BANK_FILES
     found = [c for c in clients_with_tokens(name) if customer in (None, str(c.customer_id))]
     if not found:
         whose = f" of customer {customer}" if customer else ""
