@@ -2,6 +2,7 @@
 
 import json as json_format
 from argparse import ArgumentParser
+from secrets import token_hex
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -37,7 +38,8 @@ class Command(BaseCommand):
             raise CommandError(f"{currency} is no ISO 4217 currency code.")
         seeded = seed_accounts(number=accounts, opening_minor=opening_minor, currency=currency)
         _subscribe([account.customer for account in seeded])
-        _, token = ApiToken.objects.create_key(name="demo", scopes=sorted(SCOPES))
+        # A client of its own for each run: its idempotency keys and external_ids are new, whoever used them before.
+        _, token = ApiToken.objects.create_key(name=f"demo-{token_hex(4)}", scopes=sorted(SCOPES))
         if json:
             ids = [str(account.pk) for account in seeded]
             self.stdout.write(json_format.dumps({"accounts": ids, "currency": currency, "token": token}))
