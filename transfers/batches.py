@@ -1,6 +1,7 @@
 """Taking many orders in one request and one transaction: all or nothing, or the good ones only."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from bankcore.database import fetch_all
 from bankcore.errors import BankError, FieldError, Invalid
 from bankcore.identifiers import new_id
 from bankcore.logs import current_request_id
-from bankcore.metrics import admission, count_transfers
+from bankcore.metrics import admission, count_transfers, stage_seconds
 from transfers.errors import BatchRefused, ExternalIdReused, IdempotencyKeyReused
 from transfers.models import Batch
 from transfers.orders import TransferOrder, fingerprint, read_accounts, refusal
@@ -86,6 +87,7 @@ def accept_batch(
         BatchRefused: atomic, and some rows cannot be taken; or not atomic, and none can.
         IdempotencyKeyReused: the key came with another batch.
     """
+    started = time.monotonic()
     digest = fingerprint([atomic, rows])
     if idempotency_key is not None and (earlier := _replay(client, idempotency_key, digest)):
         return earlier
@@ -106,6 +108,7 @@ def accept_batch(
     counts = _counts_at_acceptance(batch.id)
     count_transfers((status, "") for status in Counter(counts).elements())
     admission.labels("accepted").inc(len(good.orders))
+    stage_seconds.labels("accept").observe(time.monotonic() - started)
     return BatchAccepted(batch, counts, replayed=False, errors=_capped(good.errors, errors_max))
 
 

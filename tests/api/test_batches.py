@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from prometheus_client import REGISTRY
 
 from accounts.models import Account
 from bankcore.messaging.models import Event
@@ -95,6 +96,18 @@ def test_the_good_rows_are_taken_when_the_batch_is_not_atomic(bank: Any) -> None
     ]
     assert written() == (3, 1, 3)
     assert bank.as_anna.get(f"batches/{batch['id']}").json() == batch
+
+
+def test_a_batch_is_one_request_that_was_accepted(bank: Any) -> None:
+    def counted() -> float:
+        return REGISTRY.get_sample_value("bankcore_stage_seconds_count", {"stage": "accept"}) or 0.0
+
+    before, body = counted(), {"transfers": [bank.body(), bank.body()]}
+    bank.as_anna.post("batches", body, idempotency_key="k")
+    bank.as_anna.post("batches", body, idempotency_key="k")
+    bank.as_anna.post("batches", {"transfers": [{}]})
+
+    assert counted() == before + 1
 
 
 def test_a_batch_without_one_good_row_is_refused(bank: Any, assert_refused: Any) -> None:
