@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-import httpx
-
+from compose.client import Answer, Connection, Target
 from compose.demo_workload import Kind, Planned
 
-ANSWER_TIMEOUT_SECONDS = 60.0
+ACCEPTED, BAD_REQUEST, CONFLICT, UNPROCESSABLE, TOO_MANY, UNAVAILABLE = 202, 400, 409, 422, 429, 503
 ATTEMPTS_MAX = 60
 PAUSE_SECONDS = 0.2
 RETRY_AFTER_SECONDS_MAX = 30.0
@@ -58,26 +58,32 @@ class Sender:
         """Send everything; `clients` are at work on single transfers while two more send batches."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        limits = httpx.Limits(max_connections=2 * clients + BATCH_CLIENTS, max_keepalive_connections=None)
-        headers = {"Authorization": f"Bearer {self.token}"}
-        async with httpx.AsyncClient(
-            base_url=self.api, headers=headers, limits=limits, timeout=ANSWER_TIMEOUT_SECONDS, trust_env=False
-        ) as http:
-            one_by_one, in_batches = iter(singles), iter(batches)
+        one_by_one, in_batches = iter(singles), iter(batches)
+        target = self._target()
+        # Two for each client: it may send the same order twice at once.
+        pairs = [(Connection(target), Connection(target)) for _ in range(clients)]
+        for_batches = [Connection(target) for _ in range(BATCH_CLIENTS)]
+        try:
             await asyncio.gather(
-                *(self._send_singles(http, one_by_one) for _ in range(clients)),
-                *(self._send_batches(http, in_batches) for _ in range(BATCH_CLIENTS)),
+                *(self._send_singles(first, second, one_by_one) for first, second in pairs),
+                *(self._send_batches(connection, in_batches) for connection in for_batches),
             )
+        finally:
+            for connection in itertools.chain(*pairs, for_batches):
+                connection.close()
         self.record.seconds = loop.time() - began
 
-    async def _send_singles(self, http: httpx.AsyncClient, plan: Iterator[Planned]) -> None:
+    def _target(self) -> Target:
+        return Target(self.api, (("Authorization", f"Bearer {self.token}"),))
+
+    async def _send_singles(self, http: Connection, other: Connection, plan: Iterator[Planned]) -> None:
         for planned in plan:
             key = str(uuid4())
             match planned.kind:
                 case Kind.INVALID:
                     await self._expect_invalid(http, planned, key)
                 case Kind.TWICE_AT_ONCE:
-                    both = (self._post(http, "transfers", planned.body, key) for _ in range(2))
+                    both = (self._post(one, "transfers", planned.body, key) for one in (http, other))
                     self._judge_repeat(planned, *await asyncio.gather(*both))
                 case Kind.REPEATED:
                     first = await self._post(http, "transfers", planned.body, key)
@@ -88,15 +94,15 @@ class Sender:
                 case _:
                     self._judge_accepted(planned, await self._post(http, "transfers", planned.body, key))
 
-    async def _send_batches(self, http: httpx.AsyncClient, plan: Iterator[list[Planned]]) -> None:
+    async def _send_batches(self, http: Connection, plan: Iterator[list[Planned]]) -> None:
         for rows in plan:
             body = {"atomic": False, "transfers": [row.body for row in rows]}
             answer = await self._post(http, "batches", body, str(uuid4()))
-            if answer.status_code != httpx.codes.ACCEPTED:
+            if answer.status != ACCEPTED:
                 self._surprise("a batch", answer)
                 continue
             self.record.answers["batches accepted"] += 1
-            taken = answer.json()
+            taken = json.loads(answer.body)
             refused = {int(error["field"].split(".")[1]) for error in taken["refused"]}
             if refused:
                 self._surprise(f"{len(refused)} rows of a batch", answer)
@@ -105,20 +111,22 @@ class Sender:
             for row in good:
                 self.record.accept(row)
 
-    async def _post(self, http: httpx.AsyncClient, path: str, body: dict[str, Any], key: str) -> httpx.Response:
+    async def _post(self, http: Connection, path: str, body: dict[str, Any], key: str) -> Answer:
         """Post until there is an answer to keep: when busy or cut off, try again under the same key."""
+        headers = (("Idempotency-Key", key),)
+        request = self._target().post(f"/api/v1/{path}", json.dumps(body).encode(), headers)
         for attempt in itertools.count(1):
             pause = PAUSE_SECONDS
             try:
-                answer = await http.post(f"/api/v1/{path}", json=body, headers={"Idempotency-Key": key})
-            except httpx.TransportError as error:
+                answer = await http.send(request)
+            except OSError as error:
                 self.record.answers["connection broken"] += 1
                 if attempt >= ATTEMPTS_MAX:
                     raise Unanswered(f"{path}: {error!r}") from error
             else:
-                busy = answer.status_code in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
+                busy = answer.status in (TOO_MANY, UNAVAILABLE)
                 # 409 without a body of its own: the first request under this key has not been answered yet.
-                in_flight = answer.status_code == httpx.codes.CONFLICT
+                in_flight = answer.status == CONFLICT
                 if attempt >= ATTEMPTS_MAX or not (busy or in_flight):
                     return answer
                 self.record.answers["asked to come back later" if busy else "still in flight"] += 1
@@ -126,46 +134,46 @@ class Sender:
             await asyncio.sleep(pause)
         raise Unanswered(path)
 
-    def _judge_accepted(self, planned: Planned, answer: httpx.Response) -> bool:
-        if answer.status_code != httpx.codes.ACCEPTED:
+    def _judge_accepted(self, planned: Planned, answer: Answer) -> bool:
+        if answer.status != ACCEPTED:
             self._surprise(planned.kind, answer)
             return False
-        self.record.accept(planned, str(answer.json()["id"]))
+        self.record.accept(planned, str(json.loads(answer.body)["id"]))
         self.record.answers["singles accepted"] += 1
         return True
 
-    def _judge_repeat(self, planned: Planned, first: httpx.Response, second: httpx.Response) -> None:
+    def _judge_repeat(self, planned: Planned, first: Answer, second: Answer) -> None:
         if not self._judge_accepted(planned, first):
             return
-        replays = [a for a in (first, second) if a.headers.get("Idempotent-Replayed") == "true"]
-        same = second.status_code == httpx.codes.ACCEPTED and second.json()["id"] == first.json()["id"]
+        replays = [a for a in (first, second) if a.header("Idempotent-Replayed") == "true"]
+        same = second.status == ACCEPTED and json.loads(second.body)["id"] == json.loads(first.body)["id"]
         if same and replays:
             self.record.answers["repeats recognised"] += 1
         else:
             self._surprise(planned.kind, second)
 
-    async def _expect_invalid(self, http: httpx.AsyncClient, planned: Planned, key: str) -> None:
+    async def _expect_invalid(self, http: Connection, planned: Planned, key: str) -> None:
         answer = await self._post(http, "transfers", planned.body, key)
-        if answer.status_code in (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY):
+        if answer.status in (BAD_REQUEST, UNPROCESSABLE):
             self.record.answers["invalid refused"] += 1
         else:
             self._surprise(planned.kind, answer)
 
-    async def _expect_key_reused(self, http: httpx.AsyncClient, planned: Planned, key: str) -> None:
+    async def _expect_key_reused(self, http: Connection, planned: Planned, key: str) -> None:
         other = planned.body | {"amount_minor": planned.amount_minor + 1}
         answer = await self._post(http, "transfers", other, key)
-        code = answer.json().get("code") if answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY else None
+        code = json.loads(answer.body).get("code") if answer.status == UNPROCESSABLE else None
         if code == "idempotency_key_reused":
             self.record.answers["reused keys refused"] += 1
         else:
             self._surprise(planned.kind, answer)
 
-    def _surprise(self, what: str, answer: httpx.Response) -> None:
+    def _surprise(self, what: str, answer: Answer) -> None:
         self.record.answers["surprise"] += 1
         if len(self.record.surprises) < SURPRISES_SHOWN:
-            self.record.surprises.append(f"{what}: {answer.status_code} {answer.text[:300]}")
+            self.record.surprises.append(f"{what}: {answer.status} {answer.body.decode(errors='replace')[:300]}")
 
 
-def _retry_after_seconds(answer: httpx.Response) -> float:
-    value = answer.headers.get("Retry-After", "")
+def _retry_after_seconds(answer: Answer) -> float:
+    value = answer.header("Retry-After") or ""
     return min(float(value), RETRY_AFTER_SECONDS_MAX) if value.isdigit() else PAUSE_SECONDS
