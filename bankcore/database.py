@@ -1,4 +1,4 @@
-"""A plain psycopg cursor on Django's connection: server-side binding, binary arrays and prepared statements.
+"""A plain psycopg cursor on Django's connection: server-side binding, binary arrays and, for who asks, kept plans.
 
 Django's own cursor binds on the client, which makes a batch of a thousand rows a very long text.
 """
@@ -34,16 +34,23 @@ def plain_cursor() -> Iterator[psycopg.Cursor[Any]]:
         yield cursor
 
 
-def fetch_all(sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
-    """Run one prepared statement and return its rows."""
+def fetch_all(
+    sql: str, params: Sequence[Any] | Mapping[str, Any] = (), *, keep_plan: bool = False
+) -> list[tuple[Any, ...]]:
+    """Run one statement and return its rows.
+
+    With `keep_plan` it is prepared once for each connection. That is for statements that run for a few rows many times
+    a second: there planning costs as much as the work. Others are better off with a plan for the rows they have and for
+    the tables as they are; a plan that is kept knows of a table that has grown once its statistics do.
+    """
     with plain_cursor() as cursor:
-        return cursor.execute(sql, pack_all(params), prepare=True, binary=True).fetchall()
+        return cursor.execute(sql, pack_all(params), prepare=keep_plan, binary=True).fetchall()
 
 
 def execute(sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> int:
-    """Run one prepared statement and return how many rows it touched."""
+    """Run one statement and return how many rows it touched."""
     with plain_cursor() as cursor:
-        return cursor.execute(sql, pack_all(params), prepare=True).rowcount
+        return cursor.execute(sql, pack_all(params), prepare=False).rowcount
 
 
 def open_session(name: str) -> psycopg.Connection[Any]:

@@ -116,6 +116,8 @@ DATABASES["default"] |= {
     "OPTIONS": {
         "application_name": env.str("APPLICATION_NAME", default="bankcore"),
         "connect_timeout": 5,
+        # Django's None keeps psycopg from preparing anything at all; so high, only what asks for it is prepared.
+        "prepare_threshold": 1_000_000_000 if env.bool("DATABASE_PREPARE", default=True) else None,
         "keepalives_idle": 5,
         "keepalives_interval": 2,
         "keepalives_count": 3,

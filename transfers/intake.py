@@ -123,7 +123,7 @@ SELECT id, created_at FROM accepted
 
 def _write(rows: Sequence[_Row]) -> list[datetime | None]:
     """Write the orders down, with their events; answer when each was accepted, or None where it was not."""
-    written = dict(fetch_all(_ACCEPT, [list(column) for column in zip(*rows, strict=True)]))
+    written = dict(fetch_all(_ACCEPT, [list(column) for column in zip(*rows, strict=True)], keep_plan=True))
     return [written.get(row.id) for row in rows]
 
 

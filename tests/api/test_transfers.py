@@ -177,7 +177,8 @@ def test_accepting_takes_one_statement(bank: Any, monkeypatch: pytest.MonkeyPatc
     fetch = intake.fetch_all
     for module in ("transfers.intake", "transfers.orders"):
         monkeypatch.setattr(
-            f"{module}.fetch_all", lambda sql, params=(): (statements.append(sql), fetch(sql, params))[1]
+            f"{module}.fetch_all",
+            lambda sql, params=(), **options: (statements.append(sql), fetch(sql, params, **options))[1],
         )
 
     with connection.execute_wrapper(lambda execute, sql, *rest: (statements.append(sql), execute(sql, *rest))[1]):
@@ -186,8 +187,19 @@ def test_accepting_takes_one_statement(bank: Any, monkeypatch: pytest.MonkeyPatc
     assert len(statements) == 1
 
 
+def test_the_statement_of_an_order_is_planned_once_for_each_connection_and_no_other_is(bank: Any) -> None:
+    for _ in range(10):
+        assert bank.as_anna.order(bank.body()).status_code == 202
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT statement ~ 'INSERT INTO transfers_transfer', generic_plans FROM pg_prepared_statements")
+        ((is_the_orders, plans_kept),) = cursor.fetchall()
+    assert is_the_orders
+    assert plans_kept >= 4
+
+
 def test_the_database_being_away_is_a_503(bank: Any, assert_refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(*_: Any) -> Any:
+    def away(*_: Any, **__: Any) -> Any:
         raise OperationalError("connection to 10.0.0.7 refused")
 
     monkeypatch.setattr("transfers.intake.fetch_all", away)
