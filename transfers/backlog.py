@@ -5,6 +5,7 @@ from collections import Counter, deque
 
 from bankcore.database import fetch_all
 from bankcore.messaging.backpressure import Measured
+from bankcore.messaging.reachability import IS_AWAY
 
 # Above this many waiting the count stops; from there on arrivals and departures are added up.
 COUNT_MAX = 100_000
@@ -16,7 +17,8 @@ EVENTS_READ_MAX = 10_000
 # Open transfers have a small table of their own; the count is bounded whatever waits there.
 _WAITING = f"""
 SELECT count(*) FILTER (WHERE status = 'accepted'), count(*) FILTER (WHERE status = 'approved'),
-       coalesce((SELECT id FROM messaging_event ORDER BY id DESC LIMIT 1), 0)
+       coalesce((SELECT id FROM messaging_event ORDER BY id DESC LIMIT 1), 0),
+       {IS_AWAY}
   FROM (SELECT status FROM transfers_opentransfer WHERE status IN ('accepted', 'approved') LIMIT {COUNT_MAX}) AS waiting
 """  # noqa: S608
 _HAPPENED = "SELECT type, count(*) FROM messaging_event WHERE id > %s::bigint AND id <= %s::bigint GROUP BY type"
@@ -44,7 +46,7 @@ class Backlog:
         """
         fetch_all(_LIMIT)
         now = time.monotonic()
-        ((accepted, approved, newest),) = fetch_all(_WAITING)
+        ((accepted, approved, newest, away),) = fetch_all(_WAITING)
         self._edges.append((now, newest))
         self._counted_at = self._counted_at or now
         new = self._count(now)
@@ -54,6 +56,7 @@ class Backlog:
             done={"risk": _sum(self._happened, _LEFT_RISK), "posting": _sum(self._happened, _LEFT_POSTING)},
             taken=self._happened["transfer.accepted"],
             done_at=self._counted_at,
+            broker_is_away=away,
         )
 
     def _count(self, now: float) -> Counter[str]:

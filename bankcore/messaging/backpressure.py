@@ -75,12 +75,14 @@ class Measured:
     """What a probe reads, per stage: transfers that are in front of a new one there, and transfers done so far.
 
     `taken` is how many were taken in so far. `done_at` (monotonic) is when it was so many, if it is not now.
+    `broker_is_away`: nothing can get on, and that is no news about how fast a stage is.
     """
 
     waiting: Mapping[str, int]
     done: Mapping[str, int]
     taken: int = 0
     done_at: float | None = None
+    broker_is_away: bool = False
 
 
 Probe = Callable[[], Measured]
@@ -123,6 +125,7 @@ class Gate:
         self._drains: dict[str, Drain] = {}
         self._view: _View | None = None
         self._admitted = 0
+        self._away_since: float | None = None
         self._probe_at = 0.0
         # When somebody first asked, last asked, and first asked after a long quiet time.
         self._began_at: float | None = None
@@ -244,7 +247,10 @@ class Gate:
         for stage, waiting in measured.waiting.items():
             drain = self._drains.setdefault(stage, Drain(settings.DRAIN_RATE_START, settings.INTAKE_COST))
             drain.observe(Reading(now, waiting, measured.done[stage], measured.done_at or now, measured.taken))
-        stalls = [d.stalled_since for d in self._drains.values() if d.stalled_since is not None]
+        # An outage that is known is not first taken for slowness until the stages have stood still for a while.
+        self._away_since = (self._away_since or now) if measured.broker_is_away else None
+        stands = [*(drain.stalled_since for drain in self._drains.values()), self._away_since]
+        stalls = [since for since in stands if since is not None]
         self._view = _View(
             at=now,
             admitted=admitted,

@@ -23,6 +23,7 @@ from bankcore.messaging.due import DueEvents, Row
 from bankcore.messaging.gathering import Gathering
 from bankcore.messaging.lease import Lease, Watch
 from bankcore.messaging.publisher import Publisher, TaskMessage
+from bankcore.messaging.reachability import Reachability
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Relay:
         self.gathering = Gathering()
         self.due = DueEvents(EVENTS_MAX)
         self.lease: Lease | None = None
+        self.reachability = Reachability()
         self._redeclare_at = 0.0
 
     def run(self) -> None:
@@ -69,7 +71,7 @@ class Relay:
         while not self.stop.is_set():
             try:
                 with open_session("bankcore relay") as database:
-                    self.lease = Lease(database)
+                    self.lease, self.reachability = Lease(database), Reachability()
                     if not self._become_active(database):
                         return
                     log.info("relay is active")
@@ -94,6 +96,7 @@ class Relay:
             return
         try:
             unsent = self.deliver(database, rows)
+            self.reachability.tell(database, away=False)
             if not unsent:
                 self.due.forget_done(database)
         except psycopg.Error:
@@ -101,7 +104,9 @@ class Relay:
         except Exception as error:
             # Whatever the broker did, nothing unconfirmed was marked: a new connection sends it again.
             log.warning("broker is away or refuses, trying again: %s: %s", type(error).__name__, error)
+            was_connected = self.publisher is not None
             self._drop_publisher()
+            self.reachability.tell(database, away=not (was_connected and self._can_connect()))
             metrics.retries.labels("relay", type(error).__name__).inc()
             self.stop.wait(random.uniform(*RETRY_SECONDS))  # noqa: S311  Jitter, not a secret.
             return
@@ -166,6 +171,14 @@ class Relay:
             self._turn += 1
             self.publisher = Publisher(rotated(settings.BROKER_URL, self._turn - 1), "bank")
         return self.publisher
+
+    def _can_connect(self) -> bool:
+        try:
+            self._publisher()
+        except Exception as error:
+            log.warning("no node of the broker takes the connection: %s: %s", type(error).__name__, error)
+            return False
+        return True
 
     def _drop_publisher(self) -> None:
         if self.publisher is not None:

@@ -169,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--backlog", type=int, default=50_000, metavar="N", help="with --broker-down: so many may wait (default: 50000)"
     )
-    add("--pace", type=float, default=1_000.0, metavar="N", help="with --broker-down: transfers in a second (1000)")
+    add("--pace", type=float, default=0.0, metavar="N", help="with --broker-down: transfers in a second (0: no limit)")
     add("--list", action="store_true", help="list all faults and end")
     return parser
 

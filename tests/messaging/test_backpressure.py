@@ -42,8 +42,13 @@ def gate_with(clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Gate, "_start", lambda self: None)
 
     def make(waiting: int = 0, *, done: int = 0) -> Gate:
-        state = {"waiting": waiting, "done": done}
-        gate = Gate(probe=lambda: Measured({"posting": state["waiting"]}, {"posting": state["done"]}))
+        state = {"waiting": waiting, "done": done, "away": False}
+
+        def probe() -> Measured:
+            waits, did = {"posting": state["waiting"]}, {"posting": state["done"]}
+            return Measured(waits, did, broker_is_away=state["away"])
+
+        gate = Gate(probe=probe)
         gate.state = state  # type: ignore[attr-defined]
         gate.refresh()
         return gate
@@ -171,6 +176,44 @@ def test_an_outage_is_bridged_for_a_bounded_time(
     gate = gate_with(0)
     gate.admit("shop", 1, Priority.INTERACTIVE)
     _stalled(gate, clock, 5000)
+
+    for _ in range(12):
+        clock(49.5)
+        gate.refresh()
+        gate.admit("shop", 1, Priority.INTERACTIVE)
+    clock(10)
+    gate.refresh()
+
+    refused(gate)
+
+
+def test_an_outage_of_the_broker_is_not_first_taken_for_slowness(
+    gate_with: Callable[..., Gate], clock: Callable[[float], None]
+) -> None:
+    """Ten thousand a second come: in the two seconds after which a stage stands still it would be too late."""
+    gate = gate_with(29_000)
+    clock(0.25)
+    gate.state.update(waiting=49_998, away=True)  # type: ignore[attr-defined]
+    gate.refresh()
+
+    gate.admit("shop", 1, Priority.INTERACTIVE)
+    assert gate.turned_away(Priority.BULK) is None
+    gate.admit("shop", 1, Priority.BULK)
+    assert refused(gate) >= backpressure.OUTAGE_RETRY_SECONDS
+
+    # The broker is back, and the stages have not stood still for long: what waits is 50 seconds of work.
+    gate.state["away"] = False  # type: ignore[attr-defined]
+    gate.refresh()
+    assert 20 <= refused(gate) <= 22
+
+
+def test_an_outage_of_the_broker_is_bridged_for_a_bounded_time(
+    gate_with: Callable[..., Gate], clock: Callable[[float], None]
+) -> None:
+    gate = gate_with(5000)
+    gate.state["away"] = True  # type: ignore[attr-defined]
+    gate.admit("shop", 1, Priority.INTERACTIVE)
+    gate.refresh()
 
     for _ in range(12):
         clock(49.5)
