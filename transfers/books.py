@@ -9,9 +9,11 @@ from accounts.proofs import Result
 from bankcore.messaging.seal_checks import KeptHead
 from bankcore.messaging.seals import EVENTS
 
-# The transfer that an entry names; a reference that is no transfer's names none.
+# The transfer that an entry names; a reference that is no transfer's names none. Only the dashes are left when the hex
+# digits are taken out. A regular expression says the same for twice as much.
 _TRANSFER_ID = (
-    "CASE WHEN e.reference ~ '^transfer:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'"
+    "CASE WHEN e.reference LIKE 'transfer:________-____-____-____-____________'"
+    " AND translate(substr(e.reference, 10), '0123456789abcdef', '') = '----'"
     " THEN substr(e.reference, 10)::uuid END"
 )
 _AS_ASKED = """(SELECT count(*) FILTER (WHERE l.account_id = t.debit_account_id AND l.side = 'D')
@@ -52,13 +54,15 @@ NEW_CHECKS = (
         f"""
     SELECT c.rule, c.subject, c.detail
       FROM accounts_journalentry e LEFT JOIN transfers_transfer t ON t.id = {_TRANSFER_ID}
+     CROSS JOIN LATERAL (SELECT
+           t.status IS DISTINCT FROM 'posted' AS not_posted,
+           t.id IS NOT NULL AND (e.currency <> t.currency OR {_AS_ASKED} = 0) AS differs) AS w
      CROSS JOIN LATERAL (VALUES
-           ('entry_without_posted', e.reference, format('status %%s', coalesce(t.status, 'missing')),
-            t.status IS DISTINCT FROM 'posted'),
-           ('entry_differs_from_transfer', t.id::text, '{_DIFFERS}',
-            t.id IS NOT NULL AND (e.currency <> t.currency OR {_AS_ASKED} = 0))
+           ('entry_without_posted', e.reference, format('status %%s', coalesce(t.status, 'missing')), w.not_posted),
+           ('entry_differs_from_transfer', t.id::text, '{_DIFFERS}', w.differs)
            ) AS c(rule, subject, detail, wrong)
-     WHERE e.id > %(after)s AND e.id <= %(upto)s AND e.reference LIKE 'transfer:%%' AND c.wrong""",
+     WHERE e.id > %(after)s AND e.id <= %(upto)s AND e.reference LIKE 'transfer:%%'
+       AND (w.not_posted OR w.differs) AND c.wrong""",
     ),
     # Transfers have no order in which they are posted; the events that say so have.
     NewCheck(

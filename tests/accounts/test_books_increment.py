@@ -172,12 +172,13 @@ def test_a_posted_transfer_without_an_entry_is_named(two, make_transfer):
 
 def test_an_entry_of_a_transfer_that_is_not_posted_is_named(two, make_transfer):
     transfer, missing = make_transfer(*two, 10), new_id()
-    for reference in (f"transfer:{transfer.pk}", f"transfer:{missing}", "transfer:nonsense"):
+    # What only looks like an id must not stop the proof.
+    nonsense = ("nonsense", "zzzzzzzz-zzzz-zzzz-zzzz-zzzzzzzzzzzz", "-1234567-1234-1234-1234-123456789abc")
+    references = [f"transfer:{which}" for which in (transfer.pk, missing, *nonsense)]
+    for reference in references:
         post(*two, reference=reference, amount=10)
 
-    expected = sorted(
-        ("entry_without_posted", f"transfer:{reference}") for reference in (transfer.pk, missing, "nonsense")
-    )
+    expected = sorted(("entry_without_posted", reference) for reference in references)
     assert found() == expected
     assert sorted((v.check, v.subject) for v in books.prove().violations) == expected
 
