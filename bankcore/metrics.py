@@ -79,6 +79,9 @@ paused_seconds = Counter(
 stood_in = Counter(
     "bankcore_stood_in_messages", "Messages a worker handled for a partition that is another's share.", ["queue"]
 )
+control_ignored = Counter(
+    "bankcore_control_messages_ignored", "Messages to workers' remote control that were ignored.", ["cause"]
+)
 unroutable = Counter(
     "bankcore_unroutable_messages", "Messages the broker returned because no queue wanted them.", ["queue"]
 )

@@ -134,6 +134,8 @@ PARTITIONS = env.int("PARTITIONS", default=4)
 MESSAGE_IDS_MAX = env.int("MESSAGE_IDS_MAX", default=500)
 TOPOLOGY = Topology(partitions=PARTITIONS)
 TOPOLOGY_ROUTES = ROUTES
+# Whether workers obey Celery's remote control (shutdown, cancel_consumer, ...), which nobody signs.
+REMOTE_CONTROL = env.bool("REMOTE_CONTROL", default=False)
 METRICS_PORT = env.int("METRICS_PORT", default=0)
 METRICS_ADDRESS = env.str("METRICS_ADDRESS", default="127.0.0.1")
 

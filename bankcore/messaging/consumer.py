@@ -39,7 +39,12 @@ class GuardedConsumer(Consumer):
     class Blueprint(Consumer.Blueprint):
         # Celery's delayed delivery is never used (retries are rows that become due), and its set-up asks every broker
         # node in turn, for seconds each: a worker that has just lost one node would wait for it before working.
-        default_steps = [step for step in Consumer.Blueprint.default_steps if not step.endswith(":DelayedDelivery")]
+        # Commands that come over the broker are questions, or ignored.
+        default_steps = [
+            "bankcore.messaging.remote_control:Questions" if step.endswith(":Control") else step
+            for step in Consumer.Blueprint.default_steps
+            if not step.endswith(":DelayedDelivery")
+        ]
 
     # What every delivered message is handed to, from whichever channel it came.
     handle_task_message: Callable[[Any], Any]

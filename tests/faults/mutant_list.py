@@ -165,6 +165,11 @@ MUTANTS = (
         WORKER,
     ),
     Mutant(
+        "remote control is obeyed", "bankcore/messaging/remote_control.py",
+        "if not settings.REMOTE_CONTROL:", "if settings.REMOTE_CONTROL:",
+        "tests/messaging/test_remote_control.py::test_no_command_is_obeyed",
+    ),
+    Mutant(
         "several consumers on a lane", "bankcore/topology.py",
         'arguments["x-single-active-consumer"] = True', 'arguments["x-single-active-consumer"] = False',
         "tests/messaging/test_standby.py::test_a_killed_workers_partitions_are_taken_over_at_once_and_given_back_in_order",

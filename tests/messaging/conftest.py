@@ -9,8 +9,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
+import amqp
 import pytest
 from django.contrib.auth import get_user_model
 from django.db import connection
@@ -32,6 +33,20 @@ def broker(settings: Any) -> Iterator[Broker]:
     yield broker
     broker.fill_from_scratch()
     broker.connection.release()
+
+
+@pytest.fixture
+def raw_channel(settings: Any) -> Iterator[Any]:
+    """A confirming channel to the broker, for messages that no client of ours would write."""
+    url = urlsplit(settings.BROKER_URL)
+    with amqp.Connection(
+        f"{url.hostname}:{url.port}",
+        userid=unquote(url.username or ""),
+        password=unquote(url.password or ""),
+        virtual_host=unquote(url.path[1:]),
+        confirm_publish=True,
+    ) as connection:
+        yield connection.channel()
 
 
 @pytest.fixture

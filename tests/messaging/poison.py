@@ -1,10 +1,12 @@
 """Every kind of message that nobody can handle, as it goes over the wire, and the cause the desk is to name."""
 
 import json
+import struct
 import time
 from typing import Any
 from uuid import uuid4
 
+from amqp.basic_message import Message
 from backports import zstd
 from django.test import override_settings
 
@@ -16,6 +18,41 @@ NOTHING = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 ZSTD = "application/zstd"
 PICKLE = {"content_type": "application/x-python-serialize"}
 JSON = {"content_type": "application/json", "content_encoding": "utf-8"}
+
+
+# Bits of the flags in front of a message's properties.
+HEADERS, MESSAGE_ID = 1 << 13, 1 << 7
+
+
+class RawMessage(Message):
+    """A message whose properties are these bytes."""
+
+    def __init__(self, body: bytes, properties: bytes) -> None:
+        super().__init__(body)
+        self.raw = properties
+
+    def _serialize_properties(self) -> bytes:
+        return self.raw
+
+
+def table(content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + content
+
+
+def nested(levels: int) -> bytes:
+    content = b""
+    for _ in range(levels):
+        content = b"\x01aF" + table(content)
+    return content
+
+
+UNREADABLE = {
+    "an id in Latin-1": struct.pack(">H", MESSAGE_ID) + b"\x04\xe4\xff\xfe\xfc",
+    "tables in tables": struct.pack(">H", HEADERS) + table(nested(3_000)),
+    "tables to the end of the frame": struct.pack(">H", HEADERS) + table(nested(15_000)),
+    "a moment in milliseconds": struct.pack(">H", HEADERS) + table(b"\x01aT" + struct.pack(">Q", 1_700_000_000_000)),
+    "a moment beyond every calendar": struct.pack(">H", HEADERS) + table(b"\x01aT" + struct.pack(">Q", 2**63 + 5)),
+}
 
 
 def task_headers(task: Any = TASK, **changes: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import ClassVar
 
-from compose.gameday.faults.fault import Fault, wait_until
+from compose.gameday.faults.fault import Fault, TookNoHold, wait_until
 from compose.gameday.rig import Rig
 from compose.instance import REPOSITORY
 
@@ -202,7 +202,7 @@ class Slow(Freeze):
 
 
 class RemoteShutdown(Fault):
-    """Somebody with the broker's password sends Celery's own shutdown to all workers at once."""
+    """Somebody with the broker's password sends Celery's own shutdown to all workers at once. None obeys."""
 
     name = "remote-shutdown"
     numbers = ("F38",)
@@ -211,10 +211,12 @@ class RemoteShutdown(Fault):
     rides_out = True
     goal_seconds = 15.0
     roles: ClassVar[tuple[str, ...]] = ("risk", "posting", "notifications", "maintenance")
+    refusal = "ignored a control message that is not allowed: shutdown"
 
     def inject(self, rig: Rig, rng: random.Random) -> None:
         pids = rig.pids()
         workers = {program: pids[program] for role in self.roles for program in rig.programs(role) if program in pids}
+        before = {program: self._refusals(rig, program) for program in workers}
         subprocess.run(
             [sys.executable, "-m", "celery", "-A", "bankcore", "control", "--timeout", "3", "shutdown"],
             cwd=REPOSITORY,
@@ -223,14 +225,19 @@ class RemoteShutdown(Fault):
             check=False,
             timeout=60,
         )
-        ended = self.needs(
-            "workers have ended", lambda: [name for name, pid in workers.items() if rig.is_gone(pid)], seconds=30
+        self.needs(
+            "every worker has got the message and refused",
+            lambda: all(self._refusals(rig, program) > count for program, count in before.items()),
+            seconds=30,
         )
-        self.proved(f"{len(ended)} of {len(workers)} workers ended at once by remote control")
+        ended = [program for program, pid in workers.items() if rig.is_gone(pid)]
+        if ended:
+            raise TookNoHold(f"a shutdown that is to be ignored ended {', '.join(ended)}")
+        self.proved(f"all {len(workers)} workers got a shutdown by remote control, and none obeyed")
 
-    def heal(self, rig: Rig) -> None:
-        names = {program for role in self.roles for program in rig.programs(role)}
-        wait_until("the workers run again", lambda: names <= rig.pids().keys(), seconds=RESTART_SECONDS_MAX)
+    def _refusals(self, rig: Rig, program: str) -> int:
+        log = rig.logs / f"{program}.log"
+        return log.read_text(errors="replace").count(self.refusal) if log.exists() else 0
 
 
 class RollingDeploy(Fault):
