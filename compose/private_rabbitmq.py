@@ -18,11 +18,14 @@ from compose.packages import Found
 from compose.servers import START_SECONDS_MAX, Servers
 from compose.supervision import SERVERS, Program, Supervisor
 
+RIGHTS = ("configure", "write", "read")
+EVERYTHING, NOTHING = dict.fromkeys(RIGHTS, ".*"), dict.fromkeys(RIGHTS, "^$")
+
 
 def add_rabbitmq(
     servers: Servers, instance: Instance, found: Found, ports: Iterator[int], known: Mapping[str, str]
 ) -> None:
-    """Set up RabbitMQ: its own node, port mapper and cookie, vhost `bank`, three users and no guest."""
+    """Set up RabbitMQ: its own node, port mapper and cookie, vhost `bank`, four users and no guest."""
     home = make_home(instance, "rabbitmq", ("rabbitmq",), spaces=False)
     port, management, metrics, distribution, mapper = (next(ports) for _ in range(5))
     definitions = home.write("definitions.json", json.dumps(definitions_of(known)))
@@ -75,6 +78,7 @@ def add_rabbitmq(
     servers.broker = "rabbitmq"
     servers.first = ("epmd", mapper)
     servers.broker_url = f"amqp://bankcore:{known['broker']}@127.0.0.1:{port}/bank"
+    servers.broker_flower_url = f"amqp://flower:{known['broker_flower']}@127.0.0.1:{port}/bank"
     servers.broker_api_url = f"http://operator:{known['broker_operator']}@127.0.0.1:{management}/api/"
     servers.broker_monitor_api_url = f"http://monitor:{known['broker_monitor']}@127.0.0.1:{management}/api/"
     servers.readies.append(ready)
@@ -107,11 +111,13 @@ def environment_of_node(
 
 
 def definitions_of(known: Mapping[str, str]) -> dict[str, Any]:
-    """The broker's first state: the application's user, one for people and tests, one that may only look."""
-    users: tuple[tuple[str, str, list[str], str, str, str], ...] = (
-        ("bankcore", known["broker"], [], ".*", ".*", ".*"),
-        ("operator", known["broker_operator"], ["administrator"], ".*", ".*", ".*"),
-        ("monitor", known["broker_monitor"], ["monitoring"], "^$", "^$", ".*"),
+    """The broker's first state: the application's user, Flower's, one for people and tests, one that only looks."""
+    users: tuple[tuple[str, str, list[str], Mapping[str, str]], ...] = (
+        ("bankcore", known["broker"], [], EVERYTHING),
+        ("operator", known["broker_operator"], ["administrator"], EVERYTHING),
+        ("flower", known["broker_flower"], [], flowers_rights()),
+        # It sees numbers by its tag. With a right to read it could take messages away, or purge them.
+        ("monitor", known["broker_monitor"], ["monitoring"], NOTHING),
     )
     return {
         "users": [
@@ -121,14 +127,20 @@ def definitions_of(known: Mapping[str, str]) -> dict[str, Any]:
                 "hashing_algorithm": "rabbit_password_hashing_sha256",
                 "tags": tags,
             }
-            for name, password, tags, *_ in users
+            for name, password, tags, _ in users
         ],
         "vhosts": [{"name": "bank"}],
         "permissions": [
-            {"user": name, "vhost": "bank", "configure": configure, "write": write, "read": read}
-            for name, _, _, configure, write, read in users
+            {"user": name, "vhost": "bank", **{verb: rights[verb] for verb in RIGHTS}} for name, _, _, rights in users
         ],
     }
+
+
+def flowers_rights() -> dict[str, str]:
+    """Flower asks the workers and hears their answers; no queue of the bank's is open to it. In containers the same."""
+    permissions = json.loads((REPOSITORY / "compose" / "rabbitmq" / "docker" / "definitions.json").read_text())
+    found: dict[str, str] = next(one for one in permissions["permissions"] if one["user"] == "flower")
+    return found
 
 
 def _password_hash(password: str) -> str:

@@ -132,6 +132,8 @@ def _flower(
     secrets = {"FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{known['flower']}"}
     if servers.broker_monitor_api_url:
         secrets["FLOWER_BROKER_API"] = servers.broker_monitor_api_url
+    if servers.broker_flower_url:
+        secrets["BROKER_URL"] = servers.broker_flower_url
     return Program(
         name="flower",
         arguments=[

@@ -22,6 +22,8 @@ class Servers:
     broker: str = "rabbitmq"
     broker_api_url: str | None = None
     broker_monitor_api_url: str | None = None
+    # Flower's own way in, where it has one.
+    broker_flower_url: str | None = None
     programs: list[Program] = field(default_factory=list)
     # What has to answer before the others start: a node that finds no port mapper would start one of its own.
     first: tuple[str, int] | None = None

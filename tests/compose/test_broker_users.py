@@ -1,0 +1,99 @@
+"""What each user of the private RabbitMQ may do, tried with its own password."""
+
+import json
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import amqp
+import httpx
+import pytest
+from amqp.exceptions import AccessRefused
+
+from bankcore.messaging.broker import declare_topology
+from bankcore.settings import BROKER_URL
+from compose.private_rabbitmq import definitions_of
+
+FOLDER = Path(os.environ["BANKCORE_STACK"]).parent
+SECRETS = json.loads((FOLDER / "secrets.json").read_text())
+API = json.loads((FOLDER / "stack.json").read_text())["broker_api_url"]
+QUEUE = "dead_letters"
+
+pytestmark = pytest.mark.skipif(not API, reason="the broker is not a private RabbitMQ")
+
+
+@pytest.fixture
+def letter():
+    """A message among the dead letters, and how many are there."""
+    declare_topology()
+    with signed_in("bankcore", "broker") as connection:
+        channel = connection.channel()
+        channel.queue_purge(QUEUE)
+        channel.basic_publish_confirm(amqp.Message("a letter"), exchange="bank.dead", routing_key=QUEUE)
+        yield lambda: channel.queue_declare(QUEUE, passive=True).message_count
+        channel.queue_purge(QUEUE)
+
+
+def signed_in(user, secret):
+    broker = urlsplit(BROKER_URL)
+    return amqp.Connection(
+        f"{broker.hostname}:{broker.port}", userid=user, password=SECRETS[secret], virtual_host=broker.path[1:]
+    )
+
+
+def refused(user, secret, method, *arguments, **options):
+    """Whether the broker answers 403 (which closes the channel)."""
+    with signed_in(user, secret) as connection:
+        channel = connection.channel()
+        try:
+            getattr(channel, method)(*arguments, **options)
+        except AccessRefused:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(("user", "secret"), [("monitor", "broker_monitor"), ("flower", "broker_flower")])
+def test_who_only_looks_can_neither_take_nor_add_nor_remove_a_message(user, secret, letter):
+    work = amqp.Message("work")
+
+    assert refused(user, secret, "basic_get", QUEUE)
+    assert refused(user, secret, "basic_consume", "posting-0")
+    assert refused(user, secret, "queue_purge", QUEUE)
+    assert refused(user, secret, "queue_delete", "posting-0")
+    assert refused(user, secret, "queue_bind", "posting-0", exchange="bank", routing_key="#")
+    assert refused(user, secret, "basic_publish_confirm", work, exchange="bank", routing_key="posting-0")
+    assert refused(user, secret, "basic_publish_confirm", work, exchange="", routing_key="posting-0")
+    assert letter() == 1
+
+
+def test_monitor_sees_the_numbers_and_no_message(letter):
+    address = urlsplit(API)
+    with httpx.Client(
+        base_url=f"http://{address.hostname}:{address.port}/api/", auth=("monitor", SECRETS["broker_monitor"])
+    ) as api:
+        assert QUEUE in {queue["name"] for queue in api.get("queues").json()}
+        assert api.get(f"queues/bank/{QUEUE}").status_code == 200
+        take = {"count": 1, "ackmode": "ack_requeue_false", "encoding": "auto"}
+        assert api.post(f"queues/bank/{QUEUE}/get", json=take).status_code >= 400
+        assert api.delete(f"queues/bank/{QUEUE}/contents").status_code >= 400
+    assert letter() == 1
+
+
+def test_monitor_has_no_share_in_the_control_of_workers_and_flower_has():
+    ask = amqp.Message("{}")
+    with signed_in("bankcore", "broker") as connection:
+        connection.channel().exchange_declare("celery.pidbox", "fanout", durable=False, auto_delete=False)
+
+    assert refused("monitor", "broker_monitor", "basic_publish_confirm", ask, exchange="celery.pidbox")
+    assert not refused("flower", "broker_flower", "basic_publish_confirm", ask, exchange="celery.pidbox")
+
+
+def test_flower_has_the_same_rights_as_in_containers():
+    containers = json.loads((Path("compose") / "rabbitmq" / "docker" / "definitions.json").read_text())["permissions"]
+    here = definitions_of(SECRETS)["permissions"]
+
+    (one,) = [rights for rights in containers if rights["user"] == "flower"]
+    (other,) = [rights for rights in here if rights["user"] == "flower"]
+    assert one | {"vhost": ""} == other | {"vhost": ""}
+    assert {rights["user"] for rights in containers if ".*" in rights.values()} == {"bankcore"}
+    assert {rights["user"] for rights in here if ".*" in rights.values()} == {"bankcore", "operator"}
