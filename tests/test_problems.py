@@ -10,6 +10,7 @@ from bankcore.errors import BankError, Refused
 from bankcore.front import Refusal
 from bankcore.messaging import errors as desk_errors  # noqa: F401
 from transfers import errors as transfers_errors  # noqa: F401
+from transfers import imports  # noqa: F401
 
 
 def kinds(kind: type[BankError] = BankError) -> Iterator[type[BankError]]:

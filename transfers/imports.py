@@ -24,6 +24,7 @@ class CutOtherwise(BankError):
 
     code = "cut_otherwise"
     title = "The file was begun with other limits"
+    detail = "Nothing was taken in. Repeat the command with the limits of the first run."
 
 
 class TakenForAnother(BankError):
@@ -31,6 +32,7 @@ class TakenForAnother(BankError):
 
     code = "taken_for_another"
     title = "The file came in for another client"
+    detail = "Nothing was taken in. Repeat the command for the client of the first run, or give the file a --label."
 
 
 class LotError(NamedTuple):
