@@ -24,8 +24,20 @@ def launch(folder: Path, name: str) -> None:
         os.initgroups(account.pw_name, account.pw_gid)
         os.setgid(account.pw_gid)
         os.setuid(account.pw_uid)
+    _begin_session()
     os.chdir(program["directory"])
     os.execvpe(program["arguments"][0], program["arguments"], environment)  # noqa: S606 an argument list, no shell
+
+
+def _begin_session() -> None:
+    """Give the program a session of its own, as a service has.
+
+    Linux may share out processors by session (autogroup), and each connection to PostgreSQL has one: all our programs
+    in a single session would get as much together as one connection, and clients would wait for web.
+    """
+    # Who leads a process group may not begin a session; supervisord has made it one.
+    os.setpgid(0, os.getpgid(os.getppid()))
+    os.setsid()
 
 
 if __name__ == "__main__":

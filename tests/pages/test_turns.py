@@ -1,11 +1,12 @@
 """Turns of heavy requests: never too many at once, no client behind another's crowd, and none lost."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 
-from bankcore.turns import SHORT_LINE, NoTurn, Turns
+from bankcore.turns import CROWD, PATIENCE_TIMES, NoTurn, Turns
 
 LONG = 30.0
 LINE = 1000
@@ -108,20 +109,81 @@ def test_who_goes_away_takes_no_turn_along(at_the_last_moment: bool) -> None:
     assert asyncio.run(go_away()) == ["first", "last"]
 
 
-def test_few_in_line_wait_it_out_where_one_more_is_sent_away() -> None:
-    async def line_up() -> list[str]:
-        turns, served, go_on = Turns(at_once=1, answer_seconds=1.0, line_max=LINE), list[str](), asyncio.Event()
-        tasks = [asyncio.create_task(_hold(turns, str(place), served, go_on)) for place in range(1 + SHORT_LINE)]
+def test_few_in_line_wait_it_out_where_one_more_makes_a_crowd() -> None:
+    async def line_up(clients: int) -> list[str]:
+        turns, served, go_on = Turns(at_once=1, answer_seconds=0.1, line_max=LINE), list[str](), asyncio.Event()
+        tasks = [asyncio.create_task(_hold(turns, str(place), served, go_on)) for place in range(1 + clients)]
+        # Twice as long as a crowd waits, and a fifth of the time that a few have.
+        await asyncio.sleep(0.2)
+        go_on.set()
+        async with asyncio.timeout(LONG):
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return served
+
+    assert asyncio.run(line_up(CROWD - 1)) == [str(place) for place in range(CROWD)]
+    # All were told, also those who came first.
+    assert asyncio.run(line_up(CROWD)) == ["0"]
+
+
+def test_impatience_does_not_make_a_crowd_look_small() -> None:
+    async def come_one_by_one() -> tuple[list[float], list[str]]:
+        turns, served, go_on = Turns(at_once=1, answer_seconds=0.1, line_max=LINE), list[str](), asyncio.Event()
+        tasks = [asyncio.create_task(_hold(turns, str(place), served, go_on)) for place in range(1 + CROWD)]
+        await asyncio.sleep(0.2)
+        waits = list[float]()
+        for late in range(3):
+            came = time.monotonic()
+            with pytest.raises(NoTurn):
+                await _hold(turns, f"late {late}", served, go_on)
+            waits.append(time.monotonic() - came)
+        # Nobody was sent away for as long as a few may wait: a lone one stays again.
+        await asyncio.sleep(0.1 * PATIENCE_TIMES)
+        tasks.append(asyncio.create_task(_hold(turns, "lone", served, go_on)))
+        await asyncio.sleep(0.2)
+        go_on.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return waits, served
+
+    waits, served = asyncio.run(come_one_by_one())
+
+    assert max(waits) < 0.1 * PATIENCE_TIMES / 2
+    assert served == ["0", "lone"]
+
+
+def test_in_a_crowd_a_clients_newest_is_first_and_else_its_oldest() -> None:
+    async def line_up(requests: int) -> list[str]:
+        turns, served, go_on = Turns(at_once=1, answer_seconds=LONG, line_max=LINE), list[str](), asyncio.Event()
+
+        async def request(name: str) -> None:
+            async with turns.turn("shop"):
+                served.append(name)
+                await go_on.wait()
+
+        tasks = [asyncio.create_task(request(str(number))) for number in range(requests)]
         await _settle()
-        with pytest.raises(NoTurn):
-            async with turns.turn("one more"):
-                served.append("one more")
         go_on.set()
         async with asyncio.timeout(LONG):
             await asyncio.gather(*tasks)
         return served
 
-    assert asyncio.run(line_up()) == [str(place) for place in range(1 + SHORT_LINE)]
+    assert asyncio.run(line_up(4)) == ["0", "1", "2", "3"]
+    first, *others = asyncio.run(line_up(1 + CROWD))
+    assert (first, others[0]) == ("0", str(CROWD))
+
+
+def test_one_clients_crowd_does_not_make_another_impatient() -> None:
+    async def crowd() -> list[str]:
+        turns, served, go_on = Turns(at_once=1, answer_seconds=0.1, line_max=LINE), list[str](), asyncio.Event()
+        tasks = [asyncio.create_task(_hold(turns, "quiet", served, go_on))]
+        await _settle()
+        tasks += [asyncio.create_task(_hold(turns, "loud", served, go_on)) for _ in range(2 * CROWD)]
+        tasks.append(asyncio.create_task(_hold(turns, "calm", served, go_on)))
+        await asyncio.sleep(0.3)
+        go_on.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return served
+
+    assert asyncio.run(crowd()) == ["quiet", "calm"]
 
 
 def test_a_full_line_sends_one_more_away_but_not_for_one_clients_crowd() -> None:

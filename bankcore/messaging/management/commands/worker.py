@@ -17,6 +17,7 @@ from bankcore.messaging.beat import Beat
 from bankcore.messaging.bulkhead import limit_queues
 from bankcore.messaging.dead_letters import DeadLetterStep
 from bankcore.messaging.standby import standby_for
+from bankcore.niceness import yield_processors
 
 NOTIFICATION_THREADS = 6
 SHARES = {"deliveries": 3}
@@ -35,7 +36,6 @@ ROLES = {
 
 # Telling people and housekeeping leave the processor to those who move money, where they share one.
 YIELDING_ROLES = ("notifications", "maintenance")
-YIELDING_NICENESS = 10
 
 
 class Command(BaseCommand):
@@ -66,7 +66,7 @@ class Command(BaseCommand):
         if role == "notifications" and settings.BROKER_URL.startswith("amqp"):
             limit_queues(current_app, SHARES, usual=NOTIFICATION_THREADS)
         if role in YIELDING_ROLES:
-            os.nice(YIELDING_NICENESS)
+            yield_processors()
         worker_ready.connect(lambda **_: metrics.serve(pause.state), weak=False)
         worker_ready.connect(lambda **_: collect_rarely(), weak=False)
         name = f"{role}.{index}.{os.getpid()}@{socket.gethostname()}"
