@@ -21,11 +21,21 @@ SELECT count(*) FILTER (WHERE status = 'accepted'), count(*) FILTER (WHERE statu
        {IS_AWAY}
   FROM (SELECT status FROM transfers_opentransfer WHERE status IN ('accepted', 'approved') LIMIT {COUNT_MAX}) AS waiting
 """  # noqa: S608
-_HAPPENED = "SELECT type, count(*) FROM messaging_event WHERE id > %s::bigint AND id <= %s::bigint GROUP BY type"
+# Both stages reject. What risk rejects was never approved; only of what has expired does that have to be looked up.
+_HAPPENED = """
+SELECT CASE WHEN type <> 'transfer.rejected' THEN type
+            WHEN data->>'reason' = 'risk_denied' OR data->>'reason' = 'expired' AND NOT EXISTS (
+                 SELECT FROM messaging_event AS b WHERE b.subject = e.subject AND b.type = 'transfer.approved')
+            THEN 'rejected by risk' ELSE type END AS kind, count(*)
+  FROM messaging_event AS e WHERE id > %s::bigint AND id <= %s::bigint GROUP BY kind
+"""
 _LIMIT = "SELECT set_config('statement_timeout', '2s', false)"
 
-_LEFT_RISK = ("transfer.approved", "transfer.in_review")
-_LEFT_POSTING = ("transfer.posted", "transfer.rejected", "transfer.in_review", "transfer.cancelled", "transfer.parked")
+_LEFT_RISK = ("transfer.approved", "transfer.in_review", "rejected by risk")
+_LEFT_POSTING = (
+    "transfer.posted", "transfer.rejected", "rejected by risk", "transfer.in_review", "transfer.cancelled",
+    "transfer.parked",
+)  # fmt: skip
 
 
 class Backlog:

@@ -1,13 +1,19 @@
 """What the gate reads: how many wait in front of each stage, and how many each stage has done."""
 
 import time
+from collections import deque
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
+from django.utils import timezone
 
+from bankcore.messaging.backpressure import Gate, Priority
 from transfers import backlog
 from transfers.backlog import Backlog
+from transfers.models import DeniedAccount, Transfer
 from transfers.posting import post_transfers
 from transfers.risk.screening import check_risk
 
@@ -53,6 +59,52 @@ def test_what_was_done_is_counted_once_it_is_old_enough(
     assert reader.read().done == {"risk": 0, "posting": 3}
     later()
     assert reader.read().done == {"risk": 0, "posting": 3}
+
+
+def test_who_rejected_a_transfer_is_told_apart(accounts: Any, make_transfer: Any, later: Callable[[], None]) -> None:
+    alice, bob, carol = accounts(250, 0, 0)
+    past = timezone.now() - timedelta(seconds=1)
+    DeniedAccount.objects.create(account=carol, why="court order")
+    reader = Backlog()
+    denied, expired = (
+        make_transfer(alice, carol, 1, "accepted"),
+        make_transfer(alice, bob, 1, "accepted", expires_at=past),
+    )
+    late = make_transfer(alice, bob, 1, "accepted", expires_at=timezone.now() + timedelta(seconds=0.3))
+    poor = make_transfer(alice, bob, 1000, "accepted")
+    ids = [t.id for t in (denied, expired, late, poor)]
+    reader.read()
+    later()
+    reader.read()
+
+    check_risk(ids)
+    time.sleep(0.35)
+    post_transfers(ids)
+    reader.read()
+    later()
+
+    # Risk has done with all four, twice by rejecting; posting rejected two more, one of them late.
+    assert reader.read().done == {"risk": 4, "posting": 4}
+    assert Transfer.objects.filter(status="rejected").count() == 4
+
+
+def test_a_flood_of_denials_does_not_close_the_gate(
+    accounts: Any, make_transfer: Any, later: Callable[[], None], monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    """More and more waits, and all that risk does is to deny: it works, and what comes will be done."""
+    settings.BACKLOG_MAX = 300
+    alice, carol = accounts(1000, 0)
+    DeniedAccount.objects.create(account=carol, why="court order")
+    gate = Gate(Backlog().read)
+    waiting = deque[UUID]()
+    for _ in range(6):
+        waiting.extend(make_transfer(alice, carol, 1, "accepted").id for _ in range(80))
+        check_risk([waiting.popleft() for _ in range(20)])
+        gate.refresh()
+        later()
+    monkeypatch.setattr(gate, "_start", lambda: None)
+
+    gate.admit("shop", 1, Priority.INTERACTIVE)
 
 
 def test_a_backlog_beyond_the_cap_is_followed_by_what_happens(
