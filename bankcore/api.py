@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
@@ -42,18 +43,33 @@ class LengthRequired(BankError):
 # -- in ----------------------------------------------------------------------------------------------------------------
 
 
-def read_body(request: Any, bytes_max: int, *, content_types: Sequence[str] = ("application/json",)) -> bytes:
+def media_type_of(request: Any) -> tuple[str, dict[str, str]]:
+    """Read Content-Type: the media type and its parameters, in small letters."""
+    media_type, *parameters = str(request.META.get("CONTENT_TYPE", "")).lower().split(";")
+    pairs = (parameter.partition("=") for parameter in parameters if parameter.strip())
+    return media_type.strip(), {name.strip(): value.strip().strip('"') for name, _, value in pairs}
+
+
+def read_body(
+    request: Any,
+    bytes_max: int,
+    *,
+    content_types: Sequence[str] = ("application/json",),
+    parameters: Mapping[str, str] = MappingProxyType({}),
+) -> bytes:
     """Read the request's body, refusing one that is larger than `bytes_max` before it is in memory.
+
+    `parameters` may stand in Content-Type, with these values alone, beside charset=utf-8.
 
     Raises:
         PayloadTooLarge: the body is larger.
         LengthRequired: how large it is was not said.
         UnsupportedMediaType: it is of another type, or compressed.
     """
-    media_type, _, parameters = request.META.get("CONTENT_TYPE", "").partition(";")
-    charset = parameters.strip().lower().replace('"', "")
+    media_type, given = media_type_of(request)
+    known = given.items() <= {"charset": "utf-8", **parameters}.items()
     plain = request.META.get("HTTP_CONTENT_ENCODING", "identity").lower() == "identity"
-    if media_type.strip().lower() not in content_types or charset not in ("", "charset=utf-8") or not plain:
+    if media_type not in content_types or not known or not plain:
         raise exceptions.UnsupportedMediaType(media_type[:100], "Send " + " or ".join(content_types) + " in UTF-8.")
     if "HTTP_TRANSFER_ENCODING" in request.META:
         raise LengthRequired

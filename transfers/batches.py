@@ -22,7 +22,7 @@ from bankcore.metrics import admission, count_transfers, stage_seconds
 from transfers.errors import BatchRefused, ExternalIdReused, IdempotencyKeyReused
 from transfers.models import Batch
 from transfers.orders import TransferOrder, fingerprint, read_accounts, refusal
-from transfers.rowfiles import BrokenRow
+from transfers.rowfiles import BrokenRow, WrongAmount
 
 # Ten thousand rows that are wrong all over must not fill the memory with what is wrong.
 ROW_ERRORS_MAX = 20
@@ -121,7 +121,8 @@ def _checked(rows: Sequence[Any], client: Client, lines: Sequence[int]) -> _Rows
         try:
             checked.orders[place] = TransferOrder.model_validate(row)
         except ValidationError as error:
-            checked.malformed.extend(field_errors(error, prefix=("transfers", str(place)))[:ROW_ERRORS_MAX])
+            found = field_errors(error, prefix=("transfers", str(place)))[:ROW_ERRORS_MAX]
+            checked.malformed.extend(_with_amount_explained(found, row))
     accounts = read_accounts({a for o in checked.orders.values() for a in (o.debit_account, o.credit_account)})
     seen: set[str] = set()
     for place, order in list(checked.orders.items()):
@@ -133,6 +134,14 @@ def _checked(rows: Sequence[Any], client: Client, lines: Sequence[int]) -> _Rows
         if refused is not None:
             checked.refuse(place, refused)
     return checked
+
+
+def _with_amount_explained(errors: list[FieldError], row: Any) -> list[FieldError]:
+    """Say of an amount in CSV, which is text until it is read, what is wrong with it as it stands there."""
+    amount = row.get("amount_minor") if isinstance(row, dict) else None
+    if not isinstance(amount, WrongAmount):
+        return errors
+    return [FieldError(e.field, e.code, amount.why) if e.code == "int_type" else e for e in errors]
 
 
 def check_rows(rows: Sequence[Any], *, client: Client, lines: Sequence[int] = ()) -> tuple[int, Sequence[FieldError]]:

@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 from django.conf import settings
 from pydantic import BaseModel, Field
+from rest_framework.exceptions import UnsupportedMediaType
 
 from accounts.models import Account
-from bankcore.api import read_body, read_model, read_query
+from bankcore.api import media_type_of, read_body, read_model, read_query
 from bankcore.errors import FieldError, Invalid
 from bankcore.messaging.models import Event
 from bankcore.moments import format_moment
@@ -20,6 +21,9 @@ from transfers.rowfiles import rows_of_csv, rows_of_ndjson
 from transfers.states import Status
 
 _ROW_READERS = {"application/x-ndjson": rows_of_ndjson, "text/csv": rows_of_csv}
+_JSON = "application/json"
+# RFC 4180 has a parameter that says whether the first line names the columns. Here it always does.
+_CSV_PARAMETERS = {"header": "present"}
 
 
 def read_batch_order(request: Any) -> tuple[BatchOrder, list[int]]:
@@ -28,12 +32,18 @@ def read_batch_order(request: Any) -> tuple[BatchOrder, list[int]]:
     Returns the order and, of a file, the line on which each row begins.
     """
     bytes_max = settings.BATCH_BYTES_MAX
-    media_type = request.META.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
-    if media_type not in _ROW_READERS:
+    media_type, given = media_type_of(request)
+    if media_type == _JSON:
         read_query(request, {})
         return read_model(request, BatchOrder, bytes_max), []
+    if media_type not in _ROW_READERS:
+        known = ", ".join([_JSON, *_ROW_READERS])
+        raise UnsupportedMediaType(media_type[:100], f"Send one of {known}, in UTF-8.")
+    if media_type == "text/csv" and given.get("header") == "absent":
+        raise UnsupportedMediaType(media_type, "The first line of CSV names the columns here: send header=present.")
     atomic = read_query(request, {"atomic": _flag}).get("atomic", True)
-    file = _ROW_READERS[media_type](read_body(request, bytes_max, content_types=[media_type]))
+    parameters = _CSV_PARAMETERS if media_type == "text/csv" else {}
+    file = _ROW_READERS[media_type](read_body(request, bytes_max, content_types=[media_type], parameters=parameters))
     if not file.rows:
         raise Invalid(errors=[FieldError("transfers", "too_short", "There is no row.")])
     return BatchOrder(atomic=atomic, transfers=file.rows), file.lines

@@ -220,6 +220,7 @@ def test_wrong_rows_are_refused(bank: Any, assert_refused: Any, content_type: st
 
 
 _HEAD = "debit_account,credit_account,amount_minor,currency,reference"
+_LINE_1 = f"{_HEAD}\n".encode()
 
 
 def _csv(bank: Any, *lines: str) -> bytes:
@@ -239,6 +240,61 @@ def test_what_is_wrong_in_a_file_is_told_by_its_line(bank: Any) -> None:
         ("transfers.3", "malformed_row", "Line 7"),
         ("transfers.4", "malformed_row", "Line 8"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("amount", "message"),
+    [
+        ("-5", "An amount is at least 1"), ("0", "An amount is at least 1"), ("05", "without leading zeros"),
+        ("12.50", "no point and no comma"), ("12,50", "no point and no comma"), ("9" * 19, "at most 1000000000000000"),
+        (" 5", "digits 0 to 9 alone"), ("+5", "digits 0 to 9 alone"), ("1_000", "digits 0 to 9 alone"),
+        ("٣", "digits 0 to 9 alone"),
+    ],
+)  # fmt: skip
+def test_an_amount_in_csv_is_told_what_is_wrong_with_it(
+    bank: Any, assert_refused: Any, amount: str, message: str
+) -> None:
+    response = bank.as_anna.post("batches", _csv(bank, f'@,"{amount}",EUR,'), content_type="text/csv")
+
+    (error,) = assert_refused(response, 400, "validation_error")["errors"]
+    assert (error["field"], error["code"]) == ("transfers.0.amount_minor", "int_type")
+    assert error["message"].startswith("Line 2: ")
+    assert message in error["message"]
+
+
+def test_an_empty_column_without_a_name_does_no_harm(bank: Any) -> None:
+    body = _csv(bank, "@,100,EUR,a").replace(b"\n", b",\n") + b","
+
+    assert bank.as_anna.post("batches", body, content_type="text/csv").json()["accepted"] == 1
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/csv; charset=UTF-8; header=present", 'text/csv; header=present;charset="utf-8"', "Text/CSV;header=present"],
+)
+def test_csv_may_say_that_its_first_line_names_the_columns(bank: Any, content_type: str) -> None:
+    response = bank.as_anna.post("batches", _csv(bank, "@,100,EUR,"), content_type=content_type)
+
+    assert (response.status_code, response.json()["accepted"]) == (202, 1)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "detail"),
+    [
+        ("text/csv; header=absent", "send header=present"),
+        ("text/csv; charset=latin-1; header=present", "Send text/csv in UTF-8"),
+        ("text/csv; charset=utf-8; delimiter=x", "Send text/csv in UTF-8"),
+        ("application/x-ndjson; header=present", "Send application/x-ndjson in UTF-8"),
+        ("text/plain", "application/json, application/x-ndjson, text/csv"),
+        ("", "application/json, application/x-ndjson, text/csv"),
+    ],
+)
+def test_a_file_of_another_type_is_told_which_there_are(
+    bank: Any, assert_refused: Any, content_type: str, detail: str
+) -> None:
+    response = bank.as_anna.post("batches", _csv(bank, "@,100,EUR,"), content_type=content_type)
+
+    assert detail in assert_refused(response, 415, "unsupported_media_type")["detail"]
 
 
 def test_a_broken_line_of_json_does_not_hide_the_others(bank: Any) -> None:
@@ -275,13 +331,32 @@ def test_a_byte_order_mark_is_no_part_of_the_file(bank: Any, content_type: str) 
         (b"debit_account\tcredit_account\na\tb\n", "Line 1: The columns are separated by '\\t'"),
         (b"currency\nEUR\nE\x00R\n", "Line 3: The text holds NUL."),
         (b"currency\nEUR\nEUR\n\xff\n", "Line 4: This is not UTF-8."),
-        (b'currency,reference\nEUR,a\nEUR,"open\nEUR,b\n', "Line 3: unexpected end of data."),
-        (b'currency,reference\nEUR,"a"b\n', "Line 2: ',' expected after '\"'."),
+        (_LINE_1 + b'EUR,a\nEUR,"open\nEUR,b\n', "Line 3: unexpected end of data."),
+        (_LINE_1 + b'EUR,"a"b\n', "Line 2: ',' expected after '\"'."),
         (b"currency,currency\nEUR,EUR\n", "Line 1: It names a column twice."),
+        (
+            b"\n" + _LINE_1 + b"a,b,1,EUR,\n",
+            "Line 1: It is empty. The names of the columns stand here: debit_account, ",
+        ),
+        (b"a,b,1,EUR\nc,d,2,EUR\n", "Line 1: It names no column that there is ('a', 'b', '1', 'EUR'); the first line "),
+        (_LINE_1.upper(), "Line 1: It names no column that there is ('DEBIT_ACCOUNT', "),
+        (_LINE_1.replace(b",", b", "), "Line 1: There is no column ' credit_account', ' amount_minor', "),
+        (
+            _LINE_1.replace(b"reference", b"Reference"),
+            "Line 1: There is no column 'Reference'. Names are written exactly",
+        ),
+        (
+            b"currency,amount_minor,status\n",
+            "Line 1: There is no column 'status'. Without the column debit_account, credit",
+        ),
+        (
+            _LINE_1.replace(b"reference", b"metadata"),
+            "Line 1: metadata cannot come in CSV: leave the column out, or send",
+        ),
     ],
 )
 def test_a_file_that_is_no_csv_is_told_where(bank: Any, assert_refused: Any, body: bytes, message: str) -> None:
-    response = bank.as_anna.post("batches?atomic=false", body, content_type="text/csv")
+    response = bank.as_anna.post("batches?atomic=false", body + b"row\n" * 30, content_type="text/csv")
 
     problem = assert_refused(response, 400, "validation_error")
     assert [(e["field"], e["code"]) for e in problem["errors"]] == [("body", "malformed_csv")]
@@ -292,7 +367,7 @@ def test_a_file_that_is_no_csv_is_told_where(bank: Any, assert_refused: Any, bod
 def test_a_file_of_too_many_rows_is_not_read_to_its_end(
     bank: Any, assert_refused: Any, content_type: str, line: bytes
 ) -> None:
-    body = (b"currency\n" if content_type == "text/csv" else b"") + line * 10_001
+    body = (_LINE_1 if content_type == "text/csv" else b"") + line * 10_001
 
     assert_refused(bank.as_anna.post("batches", body, content_type=content_type), 413, "batch_too_large")
 

@@ -24,6 +24,7 @@ from transfers import imports
 from transfers.models import Batch, Transfer
 
 pytestmark = pytest.mark.django_db
+_HEAD = b"debit_account,credit_account,amount_minor,currency\n"
 NAMES = ("debit_account", "credit_account", "amount_minor", "currency", "external_id")
 
 
@@ -177,10 +178,11 @@ def test_few_errors_are_shown_and_all_are_written_down(write, run, tmp_path):
         (None, "cannot be read: No such file"),
         (b"", "There is no row."),
         (b"debit_account;credit_account;amount_minor\n", "Line 1: The columns are separated by ';'"),
-        (b"debit_account,currency\nx,EUR\nx,\0EUR\n", "Line 3: The text holds NUL."),
-        (b"debit_account,currency\nx,EUR\nx,\xff\n", "Line 3: This is not UTF-8."),
+        (b"debit_account,currency\nx,EUR\n", "Line 1: Without the column credit_account, amount_minor there is no"),
+        (_HEAD + b"x,EUR\nx,\0EUR\n", "Line 3: The text holds NUL."),
+        (_HEAD + b"x,EUR\nx,\xff\n", "Line 3: This is not UTF-8."),
         ("debit_account,currency\n".encode("utf-16"), "Line 1: This is not UTF-8."),
-        (b'debit_account\n"x\n' + b"y\n" * 40_000, "a quote may not be closed"),
+        (_HEAD + b'"x\n' + b"y\n" * 40_000, "a quote may not be closed"),
         (b"debit_account,debit_account\n", "names a column twice"),
     ],
 )
