@@ -1,4 +1,7 @@
-"""What an account can still spend: posted money less holds and less debits that were accepted but not yet posted."""
+"""What an account can still spend: posted money less holds and less debits that were accepted but not yet posted.
+
+A parked debit is one: it may still be posted. A scheduled one is not until its day has come.
+"""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +13,8 @@ from bankcore.database import fetch_all
 _BALANCE = """
 SELECT a.posted_minor, a.held_minor,
        coalesce((SELECT sum(o.amount_minor) FROM transfers_opentransfer AS o
-                  WHERE o.debit_account_id = a.id AND o.status IN ('accepted', 'in_review', 'approved')), 0)::text,
+                  WHERE o.debit_account_id = a.id
+                    AND o.status IN ('accepted', 'in_review', 'approved', 'parked')), 0)::text,
        statement_timestamp()
   FROM accounts_account AS a
  WHERE a.id = %s

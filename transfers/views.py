@@ -252,7 +252,9 @@ class AccountBalance(View):
     @extend_schema(
         operation_id="get_account_balance",
         tags=["accounts"],
-        description="Show what is posted, held, pending and available now; or what was posted at a past moment.",
+        description="Show what is posted, held, pending and available now; or what was posted at a past moment. "
+        "Pending are debits that are accepted, in review, approved or parked: not yet posted, but they may be. One "
+        "scheduled for a later day is not among them, and lowers available only once it is screened on that day.",
         parameters=[OpenApiParameter("at", datetime, description="A past moment: only posted_minor is known of it.")],
         responses={200: shapes.BalanceShown, **PROBLEMS},
     )

@@ -169,6 +169,17 @@ def test_unknown_scopes_are_answered_with_the_valid_ones(bank: Any) -> None:
         call_command("issue_token", client="till", scopes="everything")
 
 
+def test_what_may_still_be_posted_is_pending(bank: Any) -> None:
+    paths: list[list[Status]] = [[], [Status.IN_REVIEW], [Status.APPROVED], [Status.PARKED], [Status.CANCELLED]]
+    for amount_minor, path in zip((1, 10, 100, 1000, 10_000), paths, strict=True):
+        move(bank.as_anna.order(bank.body(amount_minor=amount_minor)).json()["id"], *path)
+    bank.as_anna.order(bank.body(amount_minor=100_000, execute_on="2099-01-01"))
+
+    balance = bank.as_anna.get(f"accounts/{bank.annas.id}/balance").json()
+
+    assert (balance["pending_minor"], balance["available_minor"]) == (1111, -1111)
+
+
 def test_posted_money_shows_in_the_balance_and_the_lines(bank: Any) -> None:
     vault = Account.objects.create(customer=None, currency="EUR", limit_minor=None)
     references = []
