@@ -18,11 +18,13 @@ PAGE_SIZE, PAGE_SIZE_MAX = 50, 200
 class NewestFirst(BasePagination):
     """Pages of rows by a unique, growing key; `key` is the id unless the list counts by something else."""
 
+    onward, back = "older", "newer"
+
     def __init__(self, key: str = "id") -> None:
         self.key = key
         self.url = ""
-        self.older: str | None = None
-        self.newer: str | None = None
+        self.next: str | None = None
+        self.previous: str | None = None
 
     def paginate_queryset(self, queryset: Any, request: Any, view: Any = None) -> list[Any]:
         return self.paginate([queryset], request)
@@ -38,17 +40,17 @@ class NewestFirst(BasePagination):
         merged = pages[0] if len(pages) == 1 else pages[0].union(*pages[1:]).order_by(order)[: size + 1]
         rows = list(merged)
         more, rows = len(rows) > size, rows[:size]
-        if towards == "newer":
+        if towards == self.back:
             rows.reverse()
-        if rows and (more or towards == "newer"):
-            self.older = _cursor("older", getattr(rows[-1], self.key))
-        if rows and position is not None and (more or towards == "older"):
-            self.newer = _cursor("newer", getattr(rows[0], self.key))
+        if rows and (more or towards == self.back):
+            self.next = _cursor(self.onward, getattr(rows[-1], self.key))
+        if rows and position is not None and (more or towards == self.onward):
+            self.previous = _cursor(self.back, getattr(rows[0], self.key))
         return rows
 
     def _position(self, cursor: str, model: type[Model]) -> tuple[str, Any]:
         if not cursor:
-            return "older", None
+            return self.onward, None
         try:
             towards, _, position = base64.urlsafe_b64decode(cursor.encode("ascii")).decode("ascii").partition(":")
             key: Any = model._meta.get_field(self.key)
@@ -60,10 +62,16 @@ class NewestFirst(BasePagination):
 
     def links(self) -> dict[str, str | None]:
         return {name: cursor and replace_query_param(self.url, "cursor", cursor)
-                for name, cursor in (("next", self.older), ("previous", self.newer))}  # fmt: skip
+                for name, cursor in (("next", self.next), ("previous", self.previous))}  # fmt: skip
 
     def get_paginated_response(self, data: Any) -> Any:
         return json_response({"results": data, **self.links()})
+
+
+class OldestFirst(NewestFirst):
+    """The same for what is read like a story, from its beginning."""
+
+    onward, back = "newer", "older"
 
 
 def _cursor(towards: str, position: Any) -> str:

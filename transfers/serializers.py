@@ -106,6 +106,8 @@ class TimelineStep(BaseModel):
 
 class Timeline(BaseModel):
     results: list[TimelineStep]
+    next: str | None
+    previous: str | None
 
 
 class BalanceShown(BaseModel):

@@ -12,7 +12,7 @@ from drf_spectacular.utils import OpenApiParameter, extend_schema
 from accounts.access import find_account
 from accounts.balances import posted_minor_at
 from bankcore.api import read_model, read_query
-from bankcore.cursors import NewestFirst
+from bankcore.cursors import NewestFirst, OldestFirst
 from bankcore.errors import BankError, FieldError, Invalid, NotFound
 from bankcore.messaging.backpressure import Priority, admit, check, priority_of
 from bankcore.messaging.models import Event
@@ -33,7 +33,6 @@ from transfers.waiting import WAIT_SECONDS_MAX, wait_until_at_rest
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*([0-9]{1,4})\s*(?:$|[,;])")
 DRAFT = "draft-ietf-httpapi-ratelimit-headers-10"
-TIMELINE_EVENTS_MAX = 200
 PAGES = [OpenApiParameter("cursor", str), OpenApiParameter("page_size", int, description="1 to 200, 50 by default.")]
 FILTERS = [
     OpenApiParameter(name, str)
@@ -159,6 +158,7 @@ class TransferTimeline(View):
         operation_id="get_timeline",
         tags=["transfers"],
         description="Show what has happened to a transfer, oldest first.",
+        parameters=PAGES,
         responses={200: shapes.Timeline, **PROBLEMS},
     )
     def get(self, request: Any, transfer_id: str) -> HttpResponse:
@@ -166,8 +166,9 @@ class TransferTimeline(View):
         transfer = find_transfer(request.user, transfer_id)
         if not is_payer(request.user, transfer):
             raise NotFound
-        events = Event.objects.filter(subject=str(transfer.id), type__startswith="transfer.").order_by("id")
-        return json_response({"results": [shapes.show_step(event) for event in events[:TIMELINE_EVENTS_MAX]]})
+        events, page = Event.objects.filter(subject=str(transfer.id), type__startswith="transfer."), OldestFirst()
+        shown = [shapes.show_step(event) for event in page.paginate_queryset(events, request)]
+        return page.get_paginated_response(shown)
 
 
 class Batches(View):

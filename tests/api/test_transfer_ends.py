@@ -10,6 +10,7 @@ from django.contrib.auth import get_user_model
 from django.db import connections
 
 from bankcore.messaging.models import DeadLetter
+from bankcore.messaging.outbox import NewEvent, record
 from tests.api.conftest import move
 from transfers import views, waiting
 from transfers.errors import NotInReview
@@ -33,6 +34,35 @@ def test_a_transfer_is_cancelled_before_posting(bank: Any, path: list[Status]) -
         ("transfer.accepted", None),
         ("transfer.cancelled", "cancelled_by_client"),
     ]
+
+
+def test_a_long_timeline_comes_in_pages_oldest_first(bank: Any) -> None:
+    transfer_id = bank.as_anna.order(bank.body()).json()["id"]
+    kinds = ["transfer.parked", "transfer.approved"] * 2
+    record([NewEvent(type=kind, partition_key=str(bank.annas.id), subject=transfer_id) for kind in kinds])
+    kinds = ["transfer.accepted", *kinds]
+    path, seen, back = f"transfers/{transfer_id}/timeline?page_size=2", [], []
+
+    while path:
+        page = bank.as_anna.get(path).json()
+        seen.append([step["type"] for step in page["results"]])
+        last, path = page, (page["next"] or "").partition("/api/v1/")[2]
+    while path := (last["previous"] or "").partition("/api/v1/")[2]:
+        last = bank.as_anna.get(path).json()
+        back.append([step["type"] for step in last["results"]])
+
+    assert seen == [kinds[:2], kinds[2:4], kinds[4:]]
+    assert back == [kinds[2:4], kinds[:2]]
+    assert bank.as_anna.get(f"transfers/{transfer_id}/timeline").json()["next"] is None
+
+
+def test_a_posted_transfer_is_promised_nothing_that_there_is_not(bank: Any) -> None:
+    transfer_id = bank.as_anna.order(bank.body()).json()["id"]
+    move(transfer_id, Status.APPROVED, Status.POSTED)
+
+    detail = bank.as_anna.post(f"transfers/{transfer_id}/cancel").json()["detail"]
+
+    assert "reversal" not in detail
 
 
 def test_cancelling_takes_the_transfer_out_of_the_review_queue(bank: Any) -> None:
