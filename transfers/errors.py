@@ -40,11 +40,11 @@ class ExternalIdReused(BankError):
 
 
 class AlreadyPosted(BankError):
-    """The money has moved; only a reversal brings it back."""
+    """The money has moved, and cancelling comes too late."""
 
     code = "already_posted"
     title = "The transfer is already posted"
-    detail = "The money has moved, and stays where it is. `POST transfers/{id}/reversals` brings it back."
+    detail = "The money has moved, and stays where it is. It comes back if the payee transfers it back."
     http_status = 409
 
 
