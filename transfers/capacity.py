@@ -2,7 +2,8 @@
 
 Stages are tanks in a row: what arrives waits until the stage has worked off what came before, each at the rate that it
 was measured to keep up while it had something to do. Stages that share a machine are measured sharing it, so the rates
-hold for loads of the kind that was measured.
+hold for loads of the kind that was measured. A stage with a slower one in front is never seen at its limit, so how a
+backlog divides between them is foreseen only roughly; `compose/bench_capacity.py` compares the rest with a real burst.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class Forecast:
     offered: float
     accepted: float
     refused: float
+    # Accepted and not posted, at the worst moment; and what waited for each stage at its own worst.
+    peak_backlog: float
     peak_waiting: Mapping[str, float]
     longest_wait_seconds: float
     drained_after_seconds: float | None
@@ -137,6 +140,7 @@ def forecast(
     stages = [stage for stage in STAGES if stage in rates]
     waiting = dict.fromkeys(stages, 0.0)
     peak, offered, accepted, longest, step = dict(waiting), 0.0, 0.0, 0.0, 0
+    backlog = 0.0
     money = [stage for stage in stages if stage != "notifications"]
     last_step, endless = round(until_seconds / STEP_SECONDS), round(SIMULATED_SECONDS_MAX / STEP_SECONDS)
     bearable = inf if promise_seconds is None else promise_seconds * priority.value
@@ -151,11 +155,13 @@ def forecast(
             waiting[stage] -= flow
             peak[stage] = max(peak[stage], waiting[stage])
         longest = max(longest, _wait_seconds(waiting, rates, money))
+        backlog = max(backlog, sum(waiting[stage] for stage in money))
         step += 1
     return Forecast(
         offered=offered,
         accepted=accepted,
         refused=offered - accepted,
+        peak_backlog=backlog,
         peak_waiting=peak,
         longest_wait_seconds=longest,
         drained_after_seconds=None if step == endless else round(step * STEP_SECONDS, 1),

@@ -20,6 +20,7 @@ def test_a_burst_waits_for_the_slowest_stage_and_drains_at_its_rate():
     assert seen.refused == pytest.approx(0)
     # 2000 come and 500 leave, for ten seconds: 15,000 wait in all, and drain in 30 seconds.
     assert seen.peak_waiting["risk"] == pytest.approx(10_000, rel=0.02)
+    assert seen.peak_backlog == pytest.approx(15_000, rel=0.02)
     assert seen.longest_wait_seconds == pytest.approx(30, rel=0.02)
     assert seen.drained_after_seconds == pytest.approx(40, rel=0.02)
 
@@ -114,6 +115,7 @@ def test_the_command_prints_a_forecast_for_people_and_for_programs(capsys):
     )
     result = json.loads(capsys.readouterr().out)
     assert result["peak_waiting"]["risk"] == pytest.approx(10_000, rel=0.02)
+    assert result["peak_backlog"] == pytest.approx(15_000, rel=0.02)
     assert result["longest_wait_seconds"] == pytest.approx(30, rel=0.02)
     # At most 30 seconds of waiting are promised by default, to single transfers all of them, and that is what it came
     # to: no more workers are needed.

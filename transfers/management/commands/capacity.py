@@ -91,6 +91,7 @@ class Command(BaseCommand):
         result = {
             "rates": {stage: round(rate, 1) for stage, rate in rates.items()},
             "offered": round(seen.offered), "accepted": round(seen.accepted), "refused": round(seen.refused),
+            "peak_backlog": round(seen.peak_backlog),
             "peak_waiting": {stage: round(number) for stage, number in seen.peak_waiting.items()},
             "longest_wait_seconds": round(seen.longest_wait_seconds, 1),
             "drained_after_seconds": seen.drained_after_seconds,
@@ -160,6 +161,7 @@ def _show(result: dict[str, Any], promise: float, workers: int) -> None:
         "offered": f"{result['offered']:,} transfers",
         "accepted": f"{result['accepted']:,} transfers",
         "refused (503, come again)": f"{result['refused']:,} transfers",
+        "most not posted yet": f"{result['peak_backlog']:,} transfers",
         "most waiting": ", ".join(f"{stage} {number:,}" for stage, number in result["peak_waiting"].items()),
         "longest wait": f"{result['longest_wait_seconds']:,} s (promised: {promise:g} s)",
         "all done after": "not within a day" if drained is None else f"{drained:,} s",
