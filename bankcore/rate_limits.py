@@ -1,7 +1,8 @@
 """How much one client may ask for in a time, over all processes; counted in Redis by the library `limits`.
 
-A process takes small leases from the cluster's count and spends them by itself, so that most requests ask nobody. While
-Redis is away each process holds its clients to the limit by itself.
+A process takes small leases from the cluster's count and spends them by itself, so that most requests ask nobody. What
+it does not spend in time is lost to the client: so a lease is as large as the use before it, and losses have a budget.
+While Redis is away each process holds its clients to the limit by itself.
 """
 
 import logging
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 # A lease is at most this part of the limit, and is given back to nobody when its time is up.
 LEASE_PART = 200
 LEASE_SECONDS = 1.0
+LEASE_START = 10
+# A process may lose one for so many that it used.
+USED_FOR_ONE_LOST = 10
 LEASES_MAX = 10_000
 REDIS_TIMEOUT_SECONDS = 0.25
 REDIS_RETRY_SECONDS = 5.0
@@ -78,13 +82,51 @@ class Standing:
 
 @dataclass(slots=True)
 class _Lease:
-    left: int
-    until: float
-    remaining: int
-    reset_seconds: int
+    """What a process holds of a client's limit, and how it used what it held before."""
+
+    # How many it may still lose.
+    spare: float
+    left: int = 0
+    size: int = 0
+    began: float = 0.0
+    until: float = 0.0
+    # How the count stood when it was last heard of, less what was spent since; good until then.
+    remaining: int = 0
+    reset_seconds: int = 1
+    heard_until: float = 0.0
     # Nobody is asked again before the first of these moments; the other is when one more fits again.
     refused_until: float = 0.0
     room_at: float = 0.0
+
+    def next_size(self, cost: int, size_max: int, now: float) -> int:
+        """Return how many to take, so that half of its time is enough to spend it at the pace of the last one."""
+        if not self.size:
+            wanted = LEASE_START
+        else:
+            pace = (self.size - self.left) / max(now - self.began, 1e-9)
+            wanted = int(min(pace * LEASE_SECONDS / 2, 2 * self.size))
+        # What is still there may be lost as well.
+        at_stake = self.left if self.until > now else 0
+        return max(cost, min(wanted, size_max, cost + int(self.spare) - at_stake))
+
+    def renew(self, taken: int, cost: int, size_max: int, now: float, seconds: float) -> None:
+        """Go on with `taken`, of which `cost` is spent, and what is left of the time before."""
+        used = self.size - self.left
+        # Another thread may have taken one at the same time: both are there to be spent.
+        kept = self.left if self.until > now else 0
+        self.spare = min(size_max, self.spare + used / USED_FOR_ONE_LOST - (self.left - kept))
+        self.size, self.left = kept + taken, kept + taken - cost
+        self.began, self.until = now, now + seconds
+
+    def hear(
+        self, limit: RateLimitItem, window: tuple[int, float, int, float], now: float, retry_seconds: float | None
+    ) -> None:
+        """Note how the count stands, and if one more does not fit, when it will."""
+        self.remaining = max(0, int(limit.amount - _used(limit, window))) + (self.left if self.until > now else 0)
+        self.reset_seconds = max(1, ceil(window[3] - limit.get_expiry()) if window[2] else limit.get_expiry())
+        self.heard_until = now + min(LEASE_SECONDS, limit.get_expiry())
+        self.room_at = now + (retry_seconds or 0.0)
+        self.refused_until = min(self.room_at, now + LEASE_SECONDS)
 
 
 class RateLimits:
@@ -101,60 +143,57 @@ class RateLimits:
 
     def take(self, name: str, identity: str, cost: int = 1) -> Standing:
         """Use up `cost` of the client's limit of this name; more than the whole limit counts as the whole of it."""
+        if cost < 1:
+            return self.look(name, identity)
         limit = limit_of(name, identity)
         cost = min(cost, limit.amount)
+        size_max = limit.amount // LEASE_PART
         now = time.monotonic()
         with self._lock:
-            lease = self._leases.get((name, identity))
-            if lease is not None and lease.until > now and lease.left >= cost:
+            lease = self._lease(name, identity, size_max)
+            if lease.until > now and lease.left >= cost:
                 lease.left -= cost
                 lease.remaining -= cost
                 return Standing(name, limit, max(0, lease.remaining), lease.reset_seconds)
             # A batch needs room for more than the one that was refused: how long for, only the count knows.
-            if lease is not None and lease.refused_until > now and cost <= 1:
+            if lease.refused_until > now and cost <= 1:
                 return Standing(name, limit, 0, lease.reset_seconds, retry_seconds=lease.room_at - now)
-        return self._take_lease(name, limit, identity, cost, now)
+            size = lease.next_size(cost, size_max, now)
+            # Threads that ask at the same time put at stake together what may be lost, not each.
+            lease.spare -= size - cost
+        taken, window = self._ask(limit, f"{name}:{identity}", (size, cost))
+        retry_seconds = None if taken else _until_room(limit, window, cost)
+        with self._lock:
+            lease.spare += size - cost
+            if taken:
+                lease.renew(taken, cost, size_max, now, min(LEASE_SECONDS, limit.get_expiry()))
+            # A large batch that has no room says nothing about a single transfer.
+            lease.hear(limit, window, now, retry_seconds if cost <= 1 else None)
+            return Standing(name, limit, lease.remaining, lease.reset_seconds, retry_seconds)
 
     def look(self, name: str, identity: str) -> Standing:
         """Say where the client stands, and that it has to wait if nothing is left; use up nothing."""
         limit = limit_of(name, identity)
         now = time.monotonic()
         with self._lock:
-            lease = self._leases.get((name, identity))
-            if lease is not None and lease.until > now and lease.remaining > 0:
+            lease = self._lease(name, identity, limit.amount // LEASE_PART)
+            if lease.heard_until > now and lease.remaining > 0:
                 return Standing(name, limit, lease.remaining, lease.reset_seconds)
-            if lease is not None and lease.refused_until > now:
+            if lease.refused_until > now:
                 return Standing(name, limit, 0, lease.reset_seconds, retry_seconds=lease.room_at - now)
-        return self._take_lease(name, limit, identity, 0, now)
-
-    def _take_lease(self, name: str, limit: RateLimitItem, identity: str, cost: int, now: float) -> Standing:
-        """With a cost of 0 take none, and only note how the count stands."""
-        sizes = (max(cost, limit.amount // LEASE_PART), cost) if cost else ()
-        taken, window = self._ask(limit, f"{name}:{identity}", sizes)
-        remaining = max(0, int(limit.amount - _used(limit, window)))
-        reset_seconds = max(1, ceil(window[3] - limit.get_expiry()) if window[2] else limit.get_expiry())
-        retry_seconds = None if taken else _until_room(limit, window, max(1, cost))
-        if not cost:
-            retry_seconds = retry_seconds or None
-        lease = _Lease(
-            left=max(0, taken - cost),
-            until=now + min(LEASE_SECONDS, limit.get_expiry()),
-            remaining=remaining + max(0, taken - cost),
-            reset_seconds=reset_seconds,
-        )
-        # A large batch that has no room says nothing about a single transfer.
-        if retry_seconds is not None and cost <= 1:
-            lease.room_at = now + retry_seconds
-            lease.refused_until = min(lease.room_at, now + LEASE_SECONDS)
+        _, window = self._ask(limit, f"{name}:{identity}", ())
+        retry_seconds = _until_room(limit, window, 1) or None
         with self._lock:
+            lease.hear(limit, window, now, retry_seconds)
+            return Standing(name, limit, lease.remaining, lease.reset_seconds, retry_seconds)
+
+    def _lease(self, name: str, identity: str, size_max: int) -> _Lease:
+        lease = self._leases.get((name, identity))
+        if lease is None:
             if len(self._leases) >= LEASES_MAX:
                 self._leases.clear()
-            # Another thread may have taken one at the same time: both are there to be spent.
-            other = self._leases.get((name, identity))
-            if other is not None and other.until > now:
-                lease.left += other.left
-            self._leases[name, identity] = lease
-        return Standing(name, limit, lease.remaining, reset_seconds, retry_seconds)
+            lease = self._leases[name, identity] = _Lease(spare=min(LEASE_START, size_max))
+        return lease
 
     def _ask(self, limit: RateLimitItem, key: str, sizes: tuple[int, ...]) -> tuple[int, tuple[int, float, int, float]]:
         """Take a lease of the first of `sizes` that is left; return what was taken and how the count stands."""

@@ -5,6 +5,7 @@ import random
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 from uuid import uuid4
 
@@ -145,6 +146,51 @@ def test_processes_share_one_count(limit: Any, monkeypatch: pytest.MonkeyPatch) 
 
     # What is left in leases of other processes at the end is all that may be missing.
     assert 900 <= let_in <= 1000
+
+
+@pytest.mark.parametrize("burst_max", [1, 4, 12])
+def test_little_is_lost_of_what_is_used_by_fits_and_starts(
+    limit: Any, monkeypatch: pytest.MonkeyPatch, burst_max: int
+) -> None:
+    limit("1000/hour")
+    monkeypatch.setattr(rate_limits, "LEASE_SECONDS", 0.01)
+    processes, client = [RateLimits(REDIS_URL) for _ in range(4)], str(uuid4())
+
+    def use(process: RateLimits) -> int:
+        let_in = 0
+        for left in range(200, 0, -burst_max):
+            for _ in range(min(left, burst_max)):
+                let_in += process.take("transfers", client).retry_seconds is None
+            # Nothing of a lease lives that long.
+            time.sleep(0.012)
+        return let_in
+
+    with ThreadPoolExecutor(4) as pool:
+        let_in = sum(pool.map(use, processes))
+    left = RateLimits(REDIS_URL).look("transfers", client).remaining
+
+    assert let_in == 800
+    # Besides a tenth of what was used, each process may lose a two-hundredth of the limit once.
+    assert 1000 - 800 - 80 - 4 * 5 <= left <= 1000 - 800
+    for process in processes:
+        while process.take("transfers", client).retry_seconds is None:
+            let_in += 1
+    assert 800 + left - left // 10 - 4 * 5 <= let_in <= 1000
+
+
+def test_threads_that_ask_at_once_lose_no_more_than_one(limit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit("6000/hour")
+    monkeypatch.setattr(rate_limits, "LEASE_SECONDS", 0.0)
+    process, client, at_once = RateLimits(REDIS_URL), str(uuid4()), Barrier(16)
+
+    def use(_: int) -> None:
+        at_once.wait()
+        process.take("transfers", client)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(use, range(16)))
+
+    assert RateLimits(REDIS_URL).look("transfers", client).remaining >= 6000 - 16 - rate_limits.LEASE_START - 2
 
 
 def test_most_requests_ask_nobody(limit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
