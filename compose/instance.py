@@ -34,7 +34,8 @@ PREFERRED_TRIES = 100
 
 SECRET_NAMES = (
     *("secret_key", "supervisor", "database_superuser", "database", "redis"),
-    *("broker", "broker_operator", "broker_flower", "broker_monitor", "broker_cookie"),
+    *("broker", "broker_operator", "broker_monitor", "broker_cookie"),
+    *(f"broker_{role}" for role in ("relay", "risk", "posting", "notifications", "maintenance", "flower")),
     *("admin", "operations", "flower"),
 )
 

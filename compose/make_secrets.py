@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 DEFINITIONS = Path(__file__).resolve().parent / "rabbitmq" / "docker" / "definitions.json"
-NAMES = ("postgres", "rabbitmq", "rabbitmq_flower", "valkey", "django", "flower", "grafana")
+# Who has a user of their own at the broker, besides the one that sets it up.
+BROKER_ROLES = ("relay", "risk", "posting", "notifications", "maintenance", "flower")
+# Of releases in which every role signed in as one user.
+FORMER_FILES = ("application/broker_url", "flower/broker_url")
+NAMES = (
+    *("postgres", "rabbitmq", "valkey", "django", "flower", "grafana"),
+    *(f"rabbitmq_{role}" for role in BROKER_ROLES),
+)
 
 
 def make_secrets(folder: Path) -> None:
@@ -26,6 +33,8 @@ def make_secrets(folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(content)
         target.chmod(0o444)
+    for path in FORMER_FILES:
+        (folder / path).unlink(missing_ok=True)
 
 
 def _passwords(path: Path) -> dict[str, str]:
@@ -39,15 +48,19 @@ def _passwords(path: Path) -> dict[str, str]:
 
 def _files(passwords: Mapping[str, str]) -> dict[str, str]:
     broker = "amqp://{user}:{password}@rabbitmq:5672/bankcore"
+    brokers = {
+        f"broker_{role}/broker_url": broker.format(user=role, password=passwords[f"rabbitmq_{role}"])
+        for role in BROKER_ROLES
+    }
     return {
+        **brokers,
+        "broker_setup/broker_url": broker.format(user="bankcore", password=passwords["rabbitmq"]),
         "application/database_url": f"postgres://bankcore:{passwords['postgres']}@postgres:5432/bankcore",
-        "application/broker_url": broker.format(user="bankcore", password=passwords["rabbitmq"]),
         "application/redis_url": f"redis://:{passwords['valkey']}@valkey:6379/0",
         "application/secret_key": passwords["django"],
         "postgres/password": passwords["postgres"],
         "rabbitmq/definitions.json": json.dumps(_definitions(passwords), indent=2),
         "valkey/password.conf": f"requirepass {passwords['valkey']}\n",
-        "flower/broker_url": broker.format(user="flower", password=passwords["rabbitmq_flower"]),
         "flower/broker_api": f"http://flower:{passwords['rabbitmq_flower']}@rabbitmq:15672/api/",
         "flower/basic_auth": f"staff:{passwords['flower']}",
         "grafana/password": passwords["grafana"],
@@ -57,7 +70,7 @@ def _files(passwords: Mapping[str, str]) -> dict[str, str]:
 def _definitions(passwords: Mapping[str, str]) -> dict[str, Any]:
     """The broker's definitions with its users: their names and tags are in definitions.json, their passwords here."""
     definitions: dict[str, Any] = json.loads(DEFINITIONS.read_text())
-    known = {"bankcore": passwords["rabbitmq"], "flower": passwords["rabbitmq_flower"]}
+    known = {"bankcore": passwords["rabbitmq"], **{role: passwords[f"rabbitmq_{role}"] for role in BROKER_ROLES}}
     for user in definitions["users"]:
         user["hashing_algorithm"] = "rabbit_password_hashing_sha256"
         user["password_hash"] = rabbitmq_hash(known[user["name"]])

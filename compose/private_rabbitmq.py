@@ -25,7 +25,7 @@ EVERYTHING, NOTHING = dict.fromkeys(RIGHTS, ".*"), dict.fromkeys(RIGHTS, "^$")
 def add_rabbitmq(
     servers: Servers, instance: Instance, found: Found, ports: Iterator[int], known: Mapping[str, str]
 ) -> None:
-    """Set up RabbitMQ: its own node, port mapper and cookie, vhost `bank`, four users and no guest."""
+    """Set up RabbitMQ: its own node, port mapper and cookie, vhost `bank`, a user for each role and no guest."""
     home = make_home(instance, "rabbitmq", ("rabbitmq",), spaces=False)
     port, management, metrics, distribution, mapper = (next(ports) for _ in range(5))
     definitions = home.write("definitions.json", json.dumps(definitions_of(known)))
@@ -78,7 +78,9 @@ def add_rabbitmq(
     servers.broker = "rabbitmq"
     servers.first = ("epmd", mapper)
     servers.broker_url = f"amqp://bankcore:{known['broker']}@127.0.0.1:{port}/bank"
-    servers.broker_flower_url = f"amqp://flower:{known['broker_flower']}@127.0.0.1:{port}/bank"
+    servers.broker_urls = {
+        role: f"amqp://{role}:{known[f'broker_{role}']}@127.0.0.1:{port}/bank" for role in rights_of_roles()
+    }
     servers.broker_api_url = f"http://operator:{known['broker_operator']}@127.0.0.1:{management}/api/"
     servers.broker_monitor_api_url = f"http://monitor:{known['broker_monitor']}@127.0.0.1:{management}/api/"
     servers.readies.append(ready)
@@ -111,11 +113,11 @@ def environment_of_node(
 
 
 def definitions_of(known: Mapping[str, str]) -> dict[str, Any]:
-    """The broker's first state: the application's user, Flower's, one for people and tests, one that only looks."""
+    """The broker's first state: one user that sets up, one for each role, one for people and tests, one that looks."""
     users: tuple[tuple[str, str, list[str], Mapping[str, str]], ...] = (
         ("bankcore", known["broker"], [], EVERYTHING),
         ("operator", known["broker_operator"], ["administrator"], EVERYTHING),
-        ("flower", known["broker_flower"], [], flowers_rights()),
+        *((role, known[f"broker_{role}"], [], rights) for role, rights in rights_of_roles().items()),
         # It sees numbers by its tag. With a right to read it could take messages away, or purge them.
         ("monitor", known["broker_monitor"], ["monitoring"], NOTHING),
     )
@@ -136,11 +138,10 @@ def definitions_of(known: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def flowers_rights() -> dict[str, str]:
-    """Flower asks the workers and hears their answers; no queue of the bank's is open to it. In containers the same."""
-    permissions = json.loads((REPOSITORY / "compose" / "rabbitmq" / "docker" / "definitions.json").read_text())
-    found: dict[str, str] = next(one for one in permissions["permissions"] if one["user"] == "flower")
-    return found
+def rights_of_roles() -> dict[str, dict[str, str]]:
+    """What each role may do at the broker: the same as in containers."""
+    definitions = json.loads((REPOSITORY / "compose" / "rabbitmq" / "docker" / "definitions.json").read_text())
+    return {one["user"]: one for one in definitions["permissions"] if one["user"] != "bankcore"}
 
 
 def _password_hash(password: str) -> str:

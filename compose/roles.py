@@ -74,6 +74,7 @@ def plan(
     metrics_ports: dict[str, int] = {}
     urls: dict[str, str] = {}
     for role, count in roles.items():
+        own = {**environment, "BROKER_URL": servers.broker_urls.get(role, servers.broker_url)}
         for index in range(min(count, 1) if role in SINGLE else count):
             name = role if count == 1 or role in SINGLE else f"{role}-{index}"
             if role in SERVES_HTTP:
@@ -85,10 +86,10 @@ def plan(
                 if role == "web":
                     programs.append(_web(instance, name, port, environment))
                 else:
-                    programs.append(_flower(instance, port, servers, known, environment))
+                    programs.append(_flower(instance, port, servers, known, own))
             else:
                 metrics_ports[name] = next(ports)
-                programs.append(_worker(role, name, index, count, metrics_ports[name], environment))
+                programs.append(_worker(role, name, index, count, metrics_ports[name], own))
     metrics = [f"{url}/metrics" for name, url in urls.items() if role_of(name) == "web"]
     metrics += [f"http://127.0.0.1:{port}/metrics" for port in metrics_ports.values()]
     return Roles(programs, urls, metrics, metrics_ports)
@@ -132,8 +133,6 @@ def _flower(
     secrets = {"FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{known['flower']}"}
     if servers.broker_monitor_api_url:
         secrets["FLOWER_BROKER_API"] = servers.broker_monitor_api_url
-    if servers.broker_flower_url:
-        secrets["BROKER_URL"] = servers.broker_flower_url
     return Program(
         name="flower",
         arguments=[

@@ -22,8 +22,8 @@ class Servers:
     broker: str = "rabbitmq"
     broker_api_url: str | None = None
     broker_monitor_api_url: str | None = None
-    # Flower's own way in, where it has one.
-    broker_flower_url: str | None = None
+    # The broker's address for those roles that have a user of their own.
+    broker_urls: dict[str, str] = field(default_factory=dict)
     programs: list[Program] = field(default_factory=list)
     # What has to answer before the others start: a node that finds no port mapper would start one of its own.
     first: tuple[str, int] | None = None

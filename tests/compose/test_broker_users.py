@@ -12,7 +12,10 @@ from amqp.exceptions import AccessRefused
 
 from bankcore.messaging.broker import declare_topology
 from bankcore.settings import BROKER_URL
-from compose.private_rabbitmq import definitions_of
+from compose.instance import Instance
+from compose.private_rabbitmq import definitions_of, rights_of_roles
+from compose.roles import plan
+from compose.servers import Servers
 
 FOLDER = Path(os.environ["BANKCORE_STACK"]).parent
 SECRETS = json.loads((FOLDER / "secrets.json").read_text())
@@ -88,12 +91,45 @@ def test_monitor_has_no_share_in_the_control_of_workers_and_flower_has():
     assert not refused("flower", "broker_flower", "basic_publish_confirm", ask, exchange="celery.pidbox")
 
 
-def test_flower_has_the_same_rights_as_in_containers():
-    containers = json.loads((Path("compose") / "rabbitmq" / "docker" / "definitions.json").read_text())["permissions"]
-    here = definitions_of(SECRETS)["permissions"]
+def test_each_role_publishes_and_takes_where_its_work_is_and_nowhere_else(letter):
+    queues = {"risk": "risk-0", "posting": "posting-0", "notifications": "deliveries", "maintenance": "maintenance"}
+    work = amqp.Message("work")
+    may_publish, may_take, may_purge, may_command = set(), set(), set(), set()
+    for role in (*queues, "relay"):
+        secret = f"broker_{role}"
+        if not refused(role, secret, "basic_publish_confirm", work, exchange="bank", routing_key="no-such-queue"):
+            may_publish.add(role)
+        may_take |= {(role, queue) for queue in queues.values() if not refused(role, secret, "basic_consume", queue)}
+        may_purge |= {role} if not refused(role, secret, "queue_purge", QUEUE) else set()
+        may_command |= (
+            {role} if not refused(role, secret, "basic_publish_confirm", work, exchange="celery.pidbox") else set()
+        )
 
-    (one,) = [rights for rights in containers if rights["user"] == "flower"]
-    (other,) = [rights for rights in here if rights["user"] == "flower"]
-    assert one | {"vhost": ""} == other | {"vhost": ""}
+        assert refused(role, secret, "basic_publish_confirm", work, exchange="", routing_key="posting-0")
+    assert may_publish == {"relay", "maintenance"}
+    # To declare a queue with a dead-letter exchange takes the right to read it.
+    assert may_take == {*queues.items(), *(("relay", queue) for queue in queues.values())}
+    assert may_purge == {"maintenance"}
+    assert may_command == set()
+
+
+def test_a_process_has_its_own_user():
+    assert set(rights_of_roles()) == {"relay", "risk", "posting", "notifications", "maintenance", "flower"}
+    servers = Servers(broker_url="amqp://bankcore", broker_urls={"risk": "amqp://risk"})
+    assert {program.environment["BROKER_URL"] for program in programs(servers, "risk")} == {"amqp://risk"}
+    assert {program.environment["BROKER_URL"] for program in programs(servers, "posting")} == {"amqp://bankcore"}
+
+
+def test_the_roles_have_the_same_rights_as_in_containers():
+    containers = json.loads((Path("compose") / "rabbitmq" / "docker" / "definitions.json").read_text())["permissions"]
+    here = {rights["user"]: rights for rights in definitions_of(SECRETS)["permissions"]}
+
+    for rights in containers:
+        assert rights | {"vhost": ""} == here[rights["user"]] | {"vhost": ""}
     assert {rights["user"] for rights in containers if ".*" in rights.values()} == {"bankcore"}
-    assert {rights["user"] for rights in here if ".*" in rights.values()} == {"bankcore", "operator"}
+    assert {rights["user"] for rights in here.values() if ".*" in rights.values()} == {"bankcore", "operator"}
+
+
+def programs(servers, role):
+    instance = Instance(folder=FOLDER, throwaway=True)
+    return plan(instance, {role: 2}, servers, iter(range(2)), {}, {}).programs

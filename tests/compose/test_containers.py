@@ -187,11 +187,35 @@ def test_every_secret_that_is_mounted_is_made(tmp_path: Path) -> None:
 
     for name in sorted(set(SERVICES) - {"secrets"}):
         words = json.dumps([SERVICES[name].get("environment", {}), SERVICES[name].get("command", [])])
-        for volume in [
-            mount.split(":")[0] for mount in SERVICES[name].get("volumes", []) if mount.startswith("secrets_")
-        ]:
-            for file in re.findall(r"/run/bankcore/([\w.]+)", words):
+        for mount in [mount for mount in SERVICES[name].get("volumes", []) if mount.startswith("secrets_")]:
+            volume, folder, *_ = mount.split(":")
+            for file in re.findall(rf"{folder}/([\w.]+)", words):
                 assert (tmp_path / volume.removeprefix("secrets_") / file).is_file(), (name, file)
+
+
+def test_a_former_release_leaves_no_password_of_the_brokers_with_web(tmp_path: Path) -> None:
+    (tmp_path / "application").mkdir()
+    (tmp_path / "application" / "broker_url").write_text("amqp://bankcore")
+
+    make_secrets.make_secrets(tmp_path)
+
+    assert not (tmp_path / "application" / "broker_url").exists()
+    assert not [path for path in (tmp_path / "application").iterdir() if "amqp" in path.read_text()]
+
+
+def test_a_container_has_the_brokers_password_of_its_own_role_only() -> None:
+    found = {
+        name: {
+            mount.split(":")[0].removeprefix("secrets_broker_")
+            for mount in service.get("volumes", [])
+            if "/run/broker" in mount
+        }
+        for name, service in SERVICES.items()
+    }
+
+    roles = ("relay", "risk", "posting", "notifications", "maintenance", "flower")
+    expected = {name: {role} for name in SERVICES for role in roles if role in name.split("-")}
+    assert {name: mounted for name, mounted in found.items() if mounted} == expected | {"migrate": {"setup"}}
 
 
 def test_the_brokers_users_get_their_passwords_and_nothing_else(tmp_path: Path) -> None:
@@ -200,7 +224,15 @@ def test_the_brokers_users_get_their_passwords_and_nothing_else(tmp_path: Path) 
     plain = json.loads((FOLDER / "rabbitmq" / "docker" / "definitions.json").read_text())
 
     assert "password" not in json.dumps(plain)
-    assert [user["name"] for user in definitions["users"]] == ["bankcore", "flower"]
+    assert [user["name"] for user in definitions["users"]] == [
+        "bankcore",
+        "relay",
+        "risk",
+        "posting",
+        "notifications",
+        "maintenance",
+        "flower",
+    ]
     assert all(user["password_hash"] for user in definitions["users"])
     assert definitions["permissions"] == plain["permissions"]
 

@@ -101,8 +101,10 @@ class Bank:
 
 
 def _stack(patch: pytest.MonkeyPatch) -> AbstractContextManager[dict[str, Any]]:
-    # The servers are those of the test run; the mail folder is this stack's own.
-    patch.delenv("EMAIL_URL", raising=False)
+    # The broker is this stack's own, so that each role signs in there as its own user, and so is the mail folder. The
+    # other servers are those of the test run.
+    for name in ("BROKER_URL", "EMAIL_URL"):
+        patch.delenv(name, raising=False)
     return local.stack(name="flows", environment={"STUCK_SECONDS": "3"})
 
 

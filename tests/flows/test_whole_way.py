@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import httpx
+import pytest
 from kombu import Connection
 
 from tests.flows.conftest import Bank
@@ -243,6 +244,23 @@ def test_metrics_of_the_contract_are_scraped(bank: Bank) -> None:
     # Some are measured only now and then.
     eventually(lambda: not missing())
     assert missing() == set()
+
+
+def test_each_role_signs_in_at_the_broker_as_itself_and_is_refused_nothing(bank: Bank) -> None:
+    if not bank.stack["broker_api_url"]:
+        pytest.skip("the broker is no RabbitMQ")
+    assert eventually(bank.is_complete)
+    assert bank.ended(bank.send(bank.accounts[0], bank.accounts[1], 1)["id"])["status"] == "posted"
+
+    def users() -> set[str]:
+        return {connection["user"] for connection in httpx.get(f"{bank.stack['broker_api_url']}connections").json()}
+
+    roles = {"relay", "risk", "posting", "notifications", "maintenance", "flower"}
+    # The statistics follow within seconds; the tests themselves sign in as somebody else.
+    assert eventually(lambda: roles <= users()), users()
+    assert eventually(lambda: users() == roles), users()
+    log = (Path(bank.stack["logs"]) / "rabbitmq.log").read_text(errors="replace")
+    assert [line for line in log.splitlines() if "refused for user" in line] == []
 
 
 def test_flower_asks_who_is_there(bank: Bank) -> None:
