@@ -27,6 +27,7 @@ from bankcore.logs import accepted_request_id
 from bankcore.messaging import backpressure
 from bankcore.messaging.backpressure import Overloaded, Priority, priority_of
 from bankcore.pool import Environ, Exchange, Headers, Pool
+from bankcore.seats import PATIENCE, Patience
 from bankcore.turns import NoTurn, Turns
 from bankcore.wire import body_bytes
 
@@ -91,7 +92,12 @@ class Front:
             # Answered here, as a refusal must cost far less than an acceptance.
             if priority is not None and (seconds := backpressure.turned_away(priority)) is not None:
                 raise _overloaded(seconds)
+            patience = environ[PATIENCE] = Patience()
             await self._run(environ, exchange, len(body), self._turns.get(priority) if priority else None)
+            if patience.seat is not None and await patience.seat.wait(exchange.client_disconnect()):
+                patience.is_over = True
+                # Who was let in before is not sent away now, and there are no more of them than seats.
+                await self._in_thread(environ, exchange)
         except NoTurn as missed:
             if intake_of(scope, 0) is not None:
                 metrics.admission.labels("overloaded").inc()
@@ -108,13 +114,16 @@ class Front:
                 # Who waits for a turn takes no place from those who need none.
                 if self._open >= self._open_max:
                     raise NoTurn(BUSY_RETRY_SECONDS)
-                self._open += 1
-                try:
-                    await self._pool.run(environ, exchange)
-                finally:
-                    self._open -= 1
+                await self._in_thread(environ, exchange)
         finally:
             self._held_bytes -= held
+
+    async def _in_thread(self, environ: Environ, exchange: Exchange) -> None:
+        self._open += 1
+        try:
+            await self._pool.run(environ, exchange)
+        finally:
+            self._open -= 1
 
     async def _body(self, environ: Environ, size: int, exchange: Exchange) -> bytes:
         """Gather the body. One that is larger than any call takes is thrown away: Django refuses it by its length."""
@@ -165,6 +174,9 @@ class Front:
         parts = self.application(environ, start_response)
         try:
             status, headers = began[0]
+            if environ[PATIENCE].seat is not None and not environ[PATIENCE].is_over:
+                # The view is asked again when its wait is over.
+                return
             if getattr(parts, "streaming", False):
                 transport = exchange.response_stream(status, headers)
                 for piece in parts:

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ class Exchange(Protocol):
 
     def __call__(self) -> Any: ...
     def __aiter__(self) -> AsyncIterator[bytes]: ...
+    def client_disconnect(self) -> Awaitable[None]: ...
     def response_bytes(self, status: int, headers: Headers, body: bytes) -> None: ...
     def response_stream(self, status: int, headers: Headers) -> Any: ...
 

@@ -17,6 +17,7 @@ from bankcore.errors import BankError, FieldError, Invalid, NotFound
 from bankcore.messaging.backpressure import Priority, admit, check, priority_of
 from bankcore.messaging.models import Event
 from bankcore.moments import parse_moment
+from bankcore.seats import PATIENCE
 from bankcore.view import View
 from bankcore.wire import Problem, body_bytes, json_response
 from transfers import serializers as shapes
@@ -28,7 +29,7 @@ from transfers.orders import TransferOrder
 from transfers.pending import read_balance
 from transfers.search import find_batch, find_transfer, is_payer, transfer_sources
 from transfers.states import Status
-from transfers.waiting import WAIT_SECONDS_MAX, wait_until_at_rest
+from transfers.waiting import WAIT_SECONDS_MAX, is_over
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*([0-9]{1,4})\s*(?:$|[,;])")
@@ -64,6 +65,11 @@ def _idempotency_key(request: Any, *, required: bool) -> str | None:
     if not _KEY.fullmatch(key):
         raise IdempotencyKeyInvalid
     return key
+
+
+def _seconds_to_wait(request: Any) -> int:
+    asked = _WAIT.search(request.META.get("HTTP_PREFER", "").lower())
+    return min(int(asked[1]), WAIT_SECONDS_MAX) if asked else 0
 
 
 def _status(text: str) -> str:
@@ -120,18 +126,19 @@ class OneTransfer(View):
     @extend_schema(
         operation_id="get_transfer",
         tags=["transfers"],
-        description="Show a transfer; with `Prefer: wait=N`, once it has come to rest or the time is up.",
+        description="Show a transfer; with `Prefer: wait=N`, once it has ended (posted, rejected or cancelled) or the "
+        "time is up: it may still be in review, parked or scheduled then. Where too many wait already, the answer "
+        "comes at once and without `Preference-Applied`.",
         parameters=[PREFER],
         responses={200: shapes.TransferShown, **PROBLEMS},
     )
     def get(self, request: Any, transfer_id: str) -> HttpResponse:
         read_query(request, {})
         transfer, headers = find_transfer(request.user, transfer_id), {}
-        asked = _WAIT.search(request.META.get("HTTP_PREFER", "").lower())
-        if asked and (seconds := min(int(asked[1]), WAIT_SECONDS_MAX)):
-            if wait_until_at_rest(transfer.id, seconds=seconds):
-                headers["Preference-Applied"] = f"wait={seconds}"
-            transfer.refresh_from_db()
+        seconds = _seconds_to_wait(request)
+        # Only here, where the caller is known to see it: to others no wait may tell that there is such a transfer.
+        if seconds and is_over(transfer, request.META.get(PATIENCE), seconds=seconds):
+            headers["Preference-Applied"] = f"wait={seconds}"
         content = shapes.show_transfer(transfer, to_payer=is_payer(request.user, transfer))
         return json_response(content, headers=headers)
 

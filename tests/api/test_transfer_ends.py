@@ -1,18 +1,15 @@
-"""What callers do about a transfer on its way: cancel it, or wait for its end."""
+"""What callers do about a transfer on its way: cancel it; how they wait for its end is in test_waiting.py."""
 
-import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.db import connections
 
 from bankcore.messaging.models import DeadLetter
 from bankcore.messaging.outbox import NewEvent, record
 from tests.api.conftest import move
-from transfers import views, waiting
+from transfers import views
 from transfers.errors import NotInReview
 from transfers.models import Review, Transfer
 from transfers.parking import park_transfer
@@ -115,49 +112,8 @@ def test_only_the_payer_cancels(bank: Any, assert_refused: Any) -> None:
     assert_refused(bank.as_bruno.post(f"transfers/{transfer_id}/cancel"), 404, "not_found", before=(1, 0, 1))
 
 
-@pytest.mark.django_db(transaction=True)
-def test_a_waiting_caller_is_answered_when_the_transfer_ends(bank: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # So long that no slow machine is taken for a wait to the end.
-    for module in (views, waiting):
-        monkeypatch.setattr(module, "WAIT_SECONDS_MAX", 120)
-    transfer_id = bank.as_anna.order(bank.body()).json()["id"]
-
-    def wait() -> Any:
-        try:
-            return bank.as_anna.get(f"transfers/{transfer_id}", prefer="respond-async, wait=120")
-        finally:
-            connections.close_all()
-
-    with ThreadPoolExecutor(1) as pool:
-        started, answer = time.monotonic(), pool.submit(wait)
-        time.sleep(0.2)
-        move(transfer_id, Status.REJECTED)
-        response = answer.result()
-
-    assert 0.2 <= time.monotonic() - started < 110
-    assert (response.json()["status"], response["Preference-Applied"]) == ("rejected", "wait=120")
-
-
-def test_a_waiting_caller_is_answered_when_time_is_up(bank: Any) -> None:
-    transfer_id = bank.as_anna.order(bank.body()).json()["id"]
-
-    response = bank.as_anna.get(f"transfers/{transfer_id}", prefer="wait=1")
-
-    assert (response.json()["status"], response["Preference-Applied"]) == ("accepted", "wait=1")
-
-
-def test_too_many_waiters_are_answered_at_once(bank: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    transfer_id = bank.as_anna.order(bank.body()).json()["id"]
-    monkeypatch.setattr(waiting._seats, "acquire", lambda blocking: False)
-
-    response = bank.as_anna.get(f"transfers/{transfer_id}", prefer="wait=10")
-
-    assert response.json()["status"] == "accepted"
-    assert "Preference-Applied" not in response
-
-
 def test_an_order_is_answered_at_once_whatever_it_prefers(bank: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "wait_until_at_rest", None)
+    monkeypatch.setattr(views, "is_over", None)
 
     response = bank.as_anna.order(bank.body(), prefer="wait=20")
 

@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
+import psycopg
 import pytest
 
 from compose import local
@@ -134,6 +135,47 @@ def test_a_client_that_leaves_half_way_leaves_nothing(web: dict[str, Any], clien
             connection.sendall(_head(web, 300) + b'{"debit_account"')
 
     assert len(client.get("transfers", params={"page_size": 200}).json()["results"]) == before
+
+
+def test_clients_that_wait_for_a_transfer_hold_no_thread_and_may_leave(
+    web: dict[str, Any], client: httpx.Client
+) -> None:
+    order = client.post("transfers", json=_order(web), headers={"Idempotency-Key": str(uuid4())}).json()
+    lines = (f"GET /api/v1/transfers/{order['id']} HTTP/1.1", "Host: 127.0.0.1", "Prefer: wait=20")
+    asking = "\r\n".join((*lines, f"Authorization: Bearer {web['seed']['token']}", "", "")).encode()
+    began = time.monotonic()
+    with contextlib.ExitStack() as connections:
+        waiting = [connections.enter_context(_connect(web)) for _ in range(60)]
+        told = select.poll()
+        for connection in waiting:
+            connection.sendall(asking)
+            told.register(connection, select.POLLIN)
+        _until(lambda: _lookers(web) > 0)
+
+        # More wait than there are threads, and nobody else has to.
+        assert client.get(f"transfers/{order['id']}").json()["status"] == "accepted"
+        assert (told.poll(0), time.monotonic() - began < 20) == ([], True)
+
+    # They have left, and so does who looked for them: earlier than the time that they asked for.
+    _until(lambda: _lookers(web) == 0)
+    assert time.monotonic() - began < 20
+
+
+def _until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _lookers(web: dict[str, Any]) -> int:
+    """Sessions of web that look for ends on behalf of those who wait."""
+    look = "%transfers_transfer WHERE id = ANY%"
+    with psycopg.connect(web["database_url"]) as database:
+        found = database.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE %s AND pid <> pg_backend_pid()", (look,)
+        )
+        return int(found.fetchall()[0][0])
 
 
 def _memory_bytes(web: dict[str, Any]) -> int:
