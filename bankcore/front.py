@@ -213,6 +213,10 @@ async def _send(transport: Any, piece: bytes) -> None:
     await transport.send_bytes(piece)
 
 
+# Stands for a value that could not be read: it is no key, no token, no host, no number.
+NOT_ASCII = "\ufffd"
+
+
 def environ_of(scope: Any) -> Environ:
     """Say what came in as a WSGI environment (PEP 3333)."""
     server, _, port = scope.server.rpartition(":")
@@ -243,6 +247,10 @@ def environ_of(scope: Any) -> Environ:
         if key in environ and key != "HTTP_HOST":
             value = f"{environ[key]}; {value}" if key == "HTTP_COOKIE" else f"{environ[key]},{value}"
         environ[key] = value
+    # Granian names a header whose value is not ASCII, and does not give the value. It was sent, and is not valid.
+    for name in set(scope.headers.keys()) - {name for name, _ in scope.headers.items()}:
+        if "_" not in name:
+            environ[f"HTTP_{name.upper().replace('-', '_')}"] = NOT_ASCII
     return environ
 
 

@@ -244,6 +244,19 @@ def test_odd_addresses_reach_django_as_they_were_meant(web: dict[str, Any], path
     assert int(received[9:12]) == status
 
 
+@pytest.mark.parametrize(("key", "code"), [("k\u00e9", "idempotency_key_invalid"), ("", "idempotency_key_missing")])
+def test_a_key_that_is_not_ascii_was_sent_all_the_same(web: dict[str, Any], key: str, code: str) -> None:
+    body = json.dumps(_order(web)).encode()
+    head = _head(web, len(body), **{"Idempotency-Key": ""}).decode().removesuffix("\r\n")
+    if key:
+        head += f"Idempotency-Key: {key}\r\n"
+    with _connect(web) as connection:
+        connection.sendall(f"{head}\r\n".encode() + body)
+        status, problem = _answer(connection)
+
+    assert (status, problem["code"]) == (400, code)
+
+
 def test_pages_files_and_heads_are_served(web: dict[str, Any]) -> None:
     with httpx.Client(base_url=web["api"], timeout=PATIENCE_SECONDS) as browser:
         page = browser.get("/admin/login/")
