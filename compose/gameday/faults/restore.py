@@ -46,7 +46,8 @@ class RestoreDatabase(Fault):
         last = _log_position(rig)
         pid = rig.pids()[POSTGRESQL]
         rig.stop(POSTGRESQL)
-        self.needs("PostgreSQL has ended", lambda: rig.is_gone(pid))
+        # Until the supervisor knows as well, it takes it for running, and starts none.
+        self.needs("PostgreSQL has ended", lambda: rig.is_gone(pid) and not rig.pids().get(POSTGRESQL))
         data.rename(lost)
         backup.rename(data)
         _recover_from(data, lost / "pg_wal")
