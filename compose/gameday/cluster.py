@@ -81,7 +81,7 @@ def add_cluster(
 
     def ready(supervisor: Supervisor) -> None:
         supervisor.wait_for(
-            f"the cluster of {found.name}", cluster.is_whole, program=nodes[0].name, seconds=FORM_SECONDS_MAX
+            f"the cluster of {found.name}", cluster.is_open, program=nodes[0].name, seconds=FORM_SECONDS_MAX
         )
 
     servers.readies.append(ready)
@@ -147,6 +147,14 @@ class Cluster:
     def is_whole(self) -> bool:
         """Whether all nodes run and see each other."""
         return all(self.running(through=name) == set(NODES) for name in NODES)
+
+    def is_open(self) -> bool:
+        """Whether all nodes let clients in: when the cluster has just formed, one may still refuse the vhost."""
+        try:
+            state = self.api("GET", f"vhosts/{VHOST}").json()["cluster_state"]
+        except (httpx.HTTPError, ValueError, KeyError):
+            return False
+        return self.is_whole() and len(state) == len(NODES) and set(state.values()) == {"running"}
 
     def running(self, *, through: str | None = None) -> set[str]:
         """The nodes that run, as one node says (or the first that answers); empty if none does."""

@@ -137,7 +137,9 @@ class Rig:
         return pid
 
     def is_gone(self, pid: int) -> bool:
-        return started_at(pid) is None
+        """Whether a process has ended and supervision knows it: until then it takes the program for running, and does
+        not start it."""
+        return started_at(pid) is None and all(state["pid"] != pid for state in self._states())
 
     def stop(self, *programs: str) -> None:
         """Keep programs down until `start`; without this, supervision brings back whatever ends."""

@@ -53,7 +53,7 @@ class PlainRig:
         return {state["name"]: int(state["pid"]) for state in self.supervisor.states() if state["pid"]}
 
     def is_gone(self, pid: int) -> bool:
-        return started_at(pid) is None
+        return started_at(pid) is None and pid not in self.pids().values()
 
     def stop(self, *programs: str) -> None:
         for program in programs:

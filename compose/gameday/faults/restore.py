@@ -46,8 +46,7 @@ class RestoreDatabase(Fault):
         last = _log_position(rig)
         pid = rig.pids()[POSTGRESQL]
         rig.stop(POSTGRESQL)
-        # Until the supervisor knows as well, it takes it for running, and starts none.
-        self.needs("PostgreSQL has ended", lambda: rig.is_gone(pid) and not rig.pids().get(POSTGRESQL))
+        self.needs("PostgreSQL has ended", lambda: rig.is_gone(pid))
         data.rename(lost)
         backup.rename(data)
         _recover_from(data, lost / "pg_wal")
