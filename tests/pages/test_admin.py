@@ -237,6 +237,22 @@ def test_a_token_is_revoked_for_good(desk: Client, rows: SimpleNamespace) -> Non
     assert rows.token.scopes == ["transfers:read"]
 
 
+def test_a_token_with_a_name_from_before_the_rule_is_revoked(desk: Client, rows: SimpleNamespace) -> None:
+    ApiToken.objects.filter(pk=rows.token.pk).update(name="import@bank")
+    form = {
+        "name": "import@bank",
+        "scopes": ["transfers:read"],
+        "revoked": "on",
+        "expiry_date_0": "",
+        "expiry_date_1": "",
+    }
+
+    assert desk.post(page(ApiToken, "change", rows.token.pk), form).status_code == 302
+
+    rows.token.refresh_from_db()
+    assert rows.token.revoked
+
+
 def test_denying_an_account_records_who_did(desk: Client, accounts: SimpleNamespace, superuser: User) -> None:
     form = {"account": str(accounts.payer.pk), "why": "Fraud."}
 
