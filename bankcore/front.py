@@ -213,8 +213,9 @@ async def _send(transport: Any, piece: bytes) -> None:
     await transport.send_bytes(piece)
 
 
-# Stands for a value that could not be read: it is no key, no token, no host, no number.
-NOT_ASCII = "\ufffd"
+# Stands for a value that could not be read: it is no key, no token, no host, no number. Like all text of a WSGI
+# environment it is Latin-1, as Django encodes cookies and more.
+NOT_ASCII = "\x80"
 
 
 def environ_of(scope: Any) -> Environ:

@@ -257,6 +257,19 @@ def test_a_key_that_is_not_ascii_was_sent_all_the_same(web: dict[str, Any], key:
     assert (status, problem["code"]) == (400, code)
 
 
+@pytest.mark.parametrize(
+    "name", ["Cookie", "Accept-Language", "Authorization", "Referer", "User-Agent", "X-Request-Id"]
+)
+@pytest.mark.parametrize(("path", "status"), [("/admin/login/", 200), ("/livez", 200), ("/nowhere", 404)])
+def test_a_header_that_is_not_ascii_breaks_no_page(web: dict[str, Any], path: str, status: int, name: str) -> None:
+    lines = (f"GET {path} HTTP/1.1", "Host: 127.0.0.1", f"{name}: name=\u00e9\u20ac", "Connection: close")
+    with _connect(web) as connection:
+        connection.sendall("\r\n".join((*lines, "", "")).encode())
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+
+    assert int(received[9:12]) == status
+
+
 def test_pages_files_and_heads_are_served(web: dict[str, Any]) -> None:
     with httpx.Client(base_url=web["api"], timeout=PATIENCE_SECONDS) as browser:
         page = browser.get("/admin/login/")
