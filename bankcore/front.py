@@ -9,16 +9,16 @@ import json
 import logging
 import os
 import resource
-import sys
+import signal
 from contextlib import nullcontext
 from io import BytesIO
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 from django.conf import settings
 from django.utils.module_loading import import_string
 
 from bankcore import metrics
+from bankcore.environ import environ_of
 from bankcore.errors import PayloadTooLarge
 from bankcore.garbage import collect_rarely
 from bankcore.identifiers import new_id
@@ -27,7 +27,7 @@ from bankcore.logs import accepted_request_id
 from bankcore.messaging import backpressure
 from bankcore.messaging.backpressure import Overloaded, Priority, priority_of
 from bankcore.pool import Environ, Exchange, Headers, Pool
-from bankcore.seats import PATIENCE, Patience
+from bankcore.seats import PATIENCE, Patience, Seat, close_all
 from bankcore.turns import NoTurn, Turns
 from bankcore.wire import body_bytes
 
@@ -45,6 +45,8 @@ SINGLE, BATCH = "/api/v1/transfers", "/api/v1/batches"
 BULK_PATIENCE = 10
 # For each kind of turn, one in so many of the queue may stand in line.
 LINE_PART = 4
+# One in so many threads at most answers those whose wait is over.
+AGAIN_PART = 3
 
 
 class Refusal(Exception):
@@ -73,6 +75,8 @@ class Front:
         self._pool = Pool(self._answer, threads=threads)
         self._open_max = threads + queue_max
         self._open = 0
+        self._again = asyncio.Semaphore(max(1, threads // AGAIN_PART))
+        self._is_stopping = False
         self._held_bytes = 0
         at_once, seconds, line = settings.WEB_BATCHES_AT_ONCE, settings.BATCH_ANSWER_SECONDS, queue_max // LINE_PART
         # A file has turns of its own: one of ten thousand rows must not turn small batches away.
@@ -80,6 +84,18 @@ class Front:
             Priority.BATCH: Turns(at_once=at_once, answer_seconds=seconds, line_max=line),
             Priority.BULK: Turns(at_once=at_once, answer_seconds=seconds * BULK_PATIENCE, line_max=line),
         }
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hear of the end when granian does: it says so (`__rsgi_del__`) only when all requests are answered."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Granian handles them on the event loop, which any handler of Python's wakes as well.
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(self.stop))
+            signal.siginterrupt(number, False)
+
+    def stop(self) -> None:
+        """Answer those who wait, with the state as it is."""
+        self._is_stopping = True
+        close_all()
 
     async def __rsgi__(self, scope: Any, exchange: Exchange) -> None:
         """Answer one request."""
@@ -94,10 +110,8 @@ class Front:
                 raise _overloaded(seconds)
             patience = environ[PATIENCE] = Patience()
             await self._run(environ, exchange, len(body), self._turns.get(priority) if priority else None)
-            if patience.seat is not None and await patience.seat.wait(exchange.client_disconnect()):
-                patience.is_over = True
-                # Who was let in before is not sent away now, and there are no more of them than seats.
-                await self._in_thread(environ, exchange)
+            if patience.seat is not None:
+                await self._ask_again(environ, exchange, patience.seat)
         except NoTurn as missed:
             if intake_of(scope, 0) is not None:
                 metrics.admission.labels("overloaded").inc()
@@ -114,16 +128,28 @@ class Front:
                 # Who waits for a turn takes no place from those who need none.
                 if self._open >= self._open_max:
                     raise NoTurn(BUSY_RETRY_SECONDS)
-                await self._in_thread(environ, exchange)
+                self._open += 1
+                try:
+                    await self._pool.run(environ, exchange)
+                finally:
+                    self._open -= 1
         finally:
             self._held_bytes -= held
 
-    async def _in_thread(self, environ: Environ, exchange: Exchange) -> None:
-        self._open += 1
+    async def _ask_again(self, environ: Environ, exchange: Exchange, seat: Seat) -> None:
+        """Ask the view once more when its wait is over, which may be so for hundreds in the same moment.
+
+        They are no more than there are seats, as each keeps its own until then. They take no place in the queue from
+        new requests, and few threads; but those at once, or it would take them too long while the queue is long.
+        """
         try:
-            await self._pool.run(environ, exchange)
+            if await seat.wait(exchange.client_disconnect()):
+                # Whoever waited less than asked for is answered like one who found no seat.
+                environ[PATIENCE] = Patience(is_over=not self._is_stopping)
+                async with self._again:
+                    await self._pool.run(environ, exchange, first=True)
         finally:
-            self._open -= 1
+            seat.leave()
 
     async def _body(self, environ: Environ, size: int, exchange: Exchange) -> bytes:
         """Gather the body. One that is larger than any call takes is thrown away: Django refuses it by its length."""
@@ -211,48 +237,6 @@ def _refuse(refusal: Refusal, scope: Any, exchange: Exchange) -> None:
 
 async def _send(transport: Any, piece: bytes) -> None:
     await transport.send_bytes(piece)
-
-
-# Stands for a value that could not be read: it is no key, no token, no host, no number. Like all text of a WSGI
-# environment it is Latin-1, as Django encodes cookies and more.
-NOT_ASCII = "\x80"
-
-
-def environ_of(scope: Any) -> Environ:
-    """Say what came in as a WSGI environment (PEP 3333)."""
-    server, _, port = scope.server.rpartition(":")
-    environ: Environ = {
-        "REQUEST_METHOD": scope.method,
-        "SCRIPT_NAME": "",
-        "PATH_INFO": unquote_to_bytes(scope.path).decode("latin-1"),
-        "QUERY_STRING": scope.query_string,
-        "SERVER_NAME": server,
-        "SERVER_PORT": port,
-        "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
-        "REMOTE_ADDR": scope.client.rpartition(":")[0],
-        "wsgi.version": (1, 0),
-        "wsgi.url_scheme": scope.scheme,
-        "wsgi.errors": sys.stderr,
-        "wsgi.multithread": True,
-        "wsgi.multiprocess": True,
-        "wsgi.run_once": False,
-    }
-    if scope.authority:
-        environ["HTTP_HOST"] = scope.authority
-    for name, value in scope.headers.items():
-        # A name with an underscore would pass for the one with a hyphen.
-        if "_" in name:
-            continue
-        key = name.upper().replace("-", "_")
-        key = key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
-        if key in environ and key != "HTTP_HOST":
-            value = f"{environ[key]}; {value}" if key == "HTTP_COOKIE" else f"{environ[key]},{value}"
-        environ[key] = value
-    # Granian names a header whose value is not ASCII, and does not give the value. It was sent, and is not valid.
-    for name in set(scope.headers.keys()) - {name for name, _ in scope.headers.items()}:
-        if "_" not in name:
-            environ[f"HTTP_{name.upper().replace('-', '_')}"] = NOT_ASCII
-    return environ
 
 
 def _problem(refusal: Refusal, scope: Any) -> tuple[int, Headers, bytes]:

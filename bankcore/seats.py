@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from uuid import UUID
+from weakref import WeakSet
 
 from django.db import connection
 
@@ -43,9 +44,12 @@ class Seat:
     subject: UUID
     until: float
     ended: "Future[None]" = field(default_factory=Future)
+    # Whoever waits on it gives it back, however long that takes.
+    is_kept: bool = False
 
     async def wait(self, gone: Awaitable[None]) -> bool:
-        """Wait until the subject has ended or the time is up, and give the seat back; False if the client has gone."""
+        """Wait until the subject has ended or the time is up; False if the client has gone. Then `leave` is due."""
+        self.is_kept = True
         ended, leaving = asyncio.wrap_future(self.ended), asyncio.ensure_future(gone)
         try:
             left = max(0.0, self.until - time.monotonic())
@@ -54,7 +58,20 @@ class Seat:
         finally:
             ended.cancel()
             leaving.cancel()
-            self.room.leave(self)
+
+    def leave(self) -> None:
+        """Give the seat back."""
+        self.room.leave(self)
+
+
+# All of this process.
+_rooms: "WeakSet[Room]" = WeakSet()
+
+
+def close_all() -> None:
+    """Let nobody wait any longer in this process, as it is about to end."""
+    for room in list(_rooms):
+        room.close()
 
 
 class Room:
@@ -66,6 +83,7 @@ class Room:
         self._seats: set[Seat] = set()
         self._changed = threading.Condition()
         self._is_watched = False
+        _rooms.add(self)
 
     def take(self, subject: UUID, seconds: float) -> Seat | None:
         """Take a seat for so long at most; None when all are taken."""
@@ -83,6 +101,14 @@ class Room:
     def leave(self, seat: Seat) -> None:
         with self._changed:
             self._seats.discard(seat)
+
+    def close(self) -> None:
+        """Let nobody wait any longer, and nobody take a seat."""
+        with self._changed:
+            self._seats_max = 0
+            waiting = self._untold()
+        for seat in waiting:
+            _tell(seat)
 
     def _watch(self) -> None:
         is_failing = False
@@ -109,9 +135,12 @@ class Room:
         with self._changed:
             # Of a request that was given up before its wait began, nobody gives the seat back.
             now = time.monotonic()
-            self._seats = {seat for seat in self._seats if seat.until > now}
-            self._is_watched = self._changed.wait_for(lambda: bool(self._seats), LINGER_SECONDS)
-            return list(self._seats)
+            self._seats = {seat for seat in self._seats if seat.is_kept or seat.until > now}
+            self._is_watched = self._changed.wait_for(lambda: bool(self._untold()), LINGER_SECONDS)
+            return self._untold()
+
+    def _untold(self) -> list[Seat]:
+        return [seat for seat in self._seats if not seat.ended.done()]
 
 
 def _tell(seat: Seat) -> None:

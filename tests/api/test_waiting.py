@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
+from weakref import WeakSet
 
 import pytest
 from django.db import OperationalError, connections
 
+from accounts.access import BearerAuthentication
 from accounts.models import ApiToken
 from bankcore import seats
 from bankcore.lanes import Lanes
@@ -50,15 +52,25 @@ class Web:
 
     def __init__(self, front: Any) -> None:
         lanes = Lanes()
+        # How many were asked again at the same time, and at most.
+        self.again, self.again_max = 0, 0
 
         def application(environ: dict[str, Any], start_response: Any) -> Any:
+            is_again = environ[seats.PATIENCE].is_over
+            self.again += is_again
+            self.again_max = max(self.again, self.again_max)
             try:
                 return lanes(environ, start_response)
             finally:
+                self.again -= is_again
                 # These threads outlive the test, and their connections would keep its database.
                 connections.close_all()
 
-        self.front = front.Front(application, threads=THREADS, queue_max=100)
+        self._module, self._application = front, application
+        self.start(queue_max=100)
+
+    def start(self, *, queue_max: int) -> None:
+        self.front = self._module.Front(self._application, threads=THREADS, queue_max=queue_max)
 
     async def get(self, caller: Caller, transfer_id: Any, prefer: str = "", as_: Exchange | None = None) -> Exchange:
         exchange, began = as_ or Exchange(), time.monotonic()
@@ -90,6 +102,8 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Room]:
     def of(seats_max: int, find_ended: Any = waiting._ended) -> Room:
+        # Of the process, which a test may stop, it has only this one.
+        monkeypatch.setattr(seats, "_rooms", WeakSet[Room]())
         made = Room(find_ended, seats_max=seats_max)
         monkeypatch.setattr(waiting, "_room", made)
         return made
@@ -140,6 +154,70 @@ def test_many_more_wait_than_there_are_threads(bank: Bank, web: Web, room: Any, 
     assert patient.seconds >= 3
     # One look for all of them, whenever it is time for one.
     assert looks <= 1 + plain.seconds / seats.LOOK_SECONDS
+    assert seated._seats == set()
+
+
+def test_many_who_are_told_together_take_no_place_from_others(bank: Bank, web: Web, room: Any) -> None:
+    transfer_id, seated, places = _ordered(bank), room(100), 8
+    web.start(queue_max=places)
+
+    async def crowd() -> tuple[list[Exchange], list[Exchange]]:
+        callers = list[asyncio.Task[Exchange]]()
+        for _ in range(5):
+            callers.extend(asyncio.create_task(web.get(bank.as_anna, transfer_id, LONG)) for _ in range(places))
+            await _until(lambda: len(seated._seats) == len(callers))
+        await _moved(transfer_id, Status.REJECTED)
+        await _until(lambda: web.again_max > 0)
+        others = list[Exchange]()
+        while not all(caller.done() for caller in callers):
+            others += await asyncio.gather(*(web.get(bank.as_anna, transfer_id) for _ in range(places)))
+        return list(await asyncio.gather(*callers)), others
+
+    told, others = asyncio.run(crowd())
+
+    assert {(t.status, t.content["status"], t.headers.get("preference-applied")) for t in told} == {
+        (200, "rejected", "wait=20")
+    }
+    assert len(others) >= places
+    assert {other.status for other in others} == {200}
+    # One of the threads is for new requests only.
+    assert web.again_max == 1
+    assert seated._seats == set()
+
+
+def test_a_seat_is_taken_until_its_caller_is_answered(room: Any) -> None:
+    subject, never = uuid4(), Exchange()
+    seated = room(2, lambda ids: [subject])
+
+    async def wait() -> Any:
+        assert seated.take(uuid4(), 5) is not None
+        seat = seated.take(subject, 0.3)
+        assert await seat.wait(never.client_disconnect())
+        # Its time is up as well, and the room was looked through since.
+        await asyncio.sleep(0.3 + 3 * seats.LOOK_SECONDS)
+        assert seated.take(uuid4(), 1) is None
+        seat.leave()
+        return seated.take(uuid4(), 0.1)
+
+    assert asyncio.run(wait()) is not None
+
+
+def test_a_process_that_stops_answers_who_waits_and_seats_nobody(bank: Bank, web: Web, room: Any) -> None:
+    transfer_id, seated = _ordered(bank), room(100)
+
+    async def stopped() -> list[Exchange]:
+        callers = [asyncio.create_task(web.get(bank.as_anna, transfer_id, LONG)) for _ in range(20)]
+        await _until(lambda: len(seated._seats) == 20)
+        web.front.stop()
+        return [*await asyncio.gather(*callers), await web.get(bank.as_anna, transfer_id, LONG)]
+
+    answers = asyncio.run(stopped())
+
+    # None of them waited for as long as it asked for.
+    assert {(a.status, a.content["status"], a.headers.get("preference-applied")) for a in answers} == {
+        (200, "accepted", None)
+    }
+    assert max(answer.seconds for answer in answers) < AT_ONCE_SECONDS
     assert seated._seats == set()
 
 
@@ -210,6 +288,20 @@ def test_a_token_that_is_revoked_meanwhile_sees_nothing(bank: Bank, web: Web, ro
         caller = asyncio.create_task(web.get(bank.as_anna, transfer_id, "wait=2"))
         await _until(lambda: len(seated._seats) == 1)
         await asyncio.to_thread(_revoke_all)
+        return await caller
+
+    assert asyncio.run(revoked()).status == 401
+
+
+def test_it_is_told_so_also_by_a_process_that_stops(bank: Bank, web: Web, room: Any, settings: Any) -> None:
+    transfer_id, seated, settings.TOKEN_CACHE_SECONDS = _ordered(bank), room(1), 0.0
+
+    async def revoked() -> Exchange:
+        caller = asyncio.create_task(web.get(bank.as_anna, transfer_id, LONG))
+        await _until(lambda: len(seated._seats) == 1)
+        await asyncio.to_thread(_revoke_all)
+        BearerAuthentication.forget()
+        web.front.stop()
         return await caller
 
     assert asyncio.run(revoked()).status == 401

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import psycopg
 import pytest
 
 from compose import local
+from compose.roles import WEB_WORKERS
 from tests.messaging.broker_view import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -296,3 +298,21 @@ def test_more_requests_than_can_wait_are_turned_away_at_once(web: dict[str, Any]
 
     assert statuses <= {202, 503}
     assert 202 in statuses
+
+
+def test_a_process_that_stops_answers_those_who_wait_first(web: dict[str, Any], client: httpx.Client) -> None:
+    order = client.post("transfers", json=_order(web), headers={"Idempotency-Key": str(uuid4())}).json()
+    lines = (f"GET /api/v1/transfers/{order['id']} HTTP/1.1", "Host: 127.0.0.1", "Prefer: wait=20")
+    asking = "\r\n".join((*lines, f"Authorization: Bearer {web['seed']['token']}", "", "")).encode()
+    [server] = json.loads(Path(web["file"]).read_text())["pids"]["web"]
+    with contextlib.ExitStack() as connections:
+        waiting = [connections.enter_context(_connect(web)) for _ in range(60)]
+        for connection in waiting:
+            connection.sendall(asking)
+        _until(lambda: _lookers(web) == WEB_WORKERS)
+        os.kill(server, signal.SIGTERM)
+        began = time.monotonic()
+        answers = [_answer(connection) for connection in waiting]
+
+    assert {(status, transfer["status"]) for status, transfer in answers} == {(200, "accepted")}
+    assert time.monotonic() - began < 15
