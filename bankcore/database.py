@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 
 from bankcore.columns import pack_all
@@ -43,8 +44,15 @@ def fetch_all(
     a second: there planning costs as much as the work. Others are better off with a plan for the rows they have and for
     the tables as they are; a plan that is kept knows of a table that has grown once its statistics do.
     """
+    keep_plan = keep_plan and settings.DATABASE_PREPARE
     with plain_cursor() as cursor:
-        return cursor.execute(sql, pack_all(params), prepare=keep_plan, binary=True).fetchall()
+        # Django's None: psycopg prepares nothing and remembers nothing. With any number it would keep the last hundred
+        # texts of the connection to count them, and with Django's client-side binding the values are part of a text.
+        cursor.connection.prepare_threshold = 0 if keep_plan else None
+        try:
+            return cursor.execute(sql, pack_all(params), prepare=keep_plan, binary=True).fetchall()
+        finally:
+            cursor.connection.prepare_threshold = None
 
 
 def execute(sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> int:

@@ -116,14 +116,14 @@ DATABASES["default"] |= {
     "OPTIONS": {
         "application_name": env.str("APPLICATION_NAME", default="bankcore"),
         "connect_timeout": 5,
-        # Django's None keeps psycopg from preparing anything at all; so high, only what asks for it is prepared.
-        "prepare_threshold": 1_000_000_000 if env.bool("DATABASE_PREPARE", default=True) else None,
         "keepalives_idle": 5,
         "keepalives_interval": 2,
         "keepalives_count": 3,
         "options": " ".join(f"-c {name}={value}" for name, value in _session_limits.items()),
     },
 }
+# Whether fetch_all(..., keep_plan=True) prepares its statement; no other is ever prepared.
+DATABASE_PREPARE = env.bool("DATABASE_PREPARE", default=True)
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # -- the pipeline ------------------------------------------------------------------------------------------------------

@@ -198,6 +198,32 @@ def test_the_statement_of_an_order_is_planned_once_for_each_connection_and_no_ot
     assert plans_kept >= 4
 
 
+def test_a_connection_remembers_no_text_but_the_orders(bank: Any) -> None:
+    """Django writes the values into the text: a remembered text of a dead letter is as large as the letter."""
+    assert bank.as_anna.order(bank.body()).status_code == 202
+    with connection.cursor() as cursor:
+        for number in range(200):
+            cursor.execute("SELECT %s", (f"letter {number}",))
+    assert bank.as_anna.order(bank.body()).status_code == 202
+
+    remembered = connection.connection._prepared
+    assert not remembered._counts
+    assert ["INSERT INTO transfers_transfer" in text.decode() for text, _ in remembered._names] == [True]
+
+
+def test_nothing_is_prepared_where_a_pooler_cannot_have_it(bank: Any, settings: Any) -> None:
+    settings.DATABASE_PREPARE = False
+    with connection.cursor() as cursor:
+        cursor.execute("DEALLOCATE ALL")
+    connection.connection._prepared.clear()
+
+    assert bank.as_anna.order(bank.body()).status_code == 202
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_prepared_statements")
+        assert cursor.fetchone() == (0,)
+
+
 def test_the_database_being_away_is_a_503(bank: Any, assert_refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: Any, **__: Any) -> Any:
         raise OperationalError("connection to 10.0.0.7 refused")
