@@ -6,8 +6,6 @@ once, and a relay that dies, is frozen or loses its database says nothing any mo
 
 import psycopg
 
-from bankcore.database import fetch_all
-
 BROKER_AWAY_LOCK = 7207
 
 # Part of a statement that asks, and ends with it, whatever becomes of who asks.
@@ -28,9 +26,3 @@ class Reachability:
         elif self.says_away and not away:
             database.execute("SELECT pg_advisory_unlock(%s)", (BROKER_AWAY_LOCK,))
             self.says_away = False
-
-
-def broker_is_away() -> bool:
-    """Tell whether the active relay says that no node of the broker takes its connection."""
-    ((away,),) = fetch_all(f"SELECT {IS_AWAY}")
-    return bool(away)
