@@ -135,13 +135,21 @@ def definitions_of(known: Mapping[str, str]) -> dict[str, Any]:
         "permissions": [
             {"user": name, "vhost": "bank", **{verb: rights[verb] for verb in RIGHTS}} for name, _, _, rights in users
         ],
+        "topic_permissions": [one | {"vhost": "bank"} for one in _definitions_of_containers()["topic_permissions"]],
     }
 
 
 def rights_of_roles() -> dict[str, dict[str, str]]:
     """What each role may do at the broker: the same as in containers."""
-    definitions = json.loads((REPOSITORY / "compose" / "rabbitmq" / "docker" / "definitions.json").read_text())
-    return {one["user"]: one for one in definitions["permissions"] if one["user"] != "bankcore"}
+    permissions = _definitions_of_containers()["permissions"]
+    return {one["user"]: one for one in permissions if one["user"] != "bankcore"}
+
+
+def _definitions_of_containers() -> dict[str, Any]:
+    definitions: dict[str, Any] = json.loads(
+        (REPOSITORY / "compose" / "rabbitmq" / "docker" / "definitions.json").read_text()
+    )
+    return definitions
 
 
 def _password_hash(password: str) -> str:

@@ -113,6 +113,30 @@ def test_each_role_publishes_and_takes_where_its_work_is_and_nowhere_else(letter
     assert may_command == set()
 
 
+@pytest.mark.parametrize("role", ["risk", "posting", "notifications", "maintenance"])
+def test_no_role_can_have_the_work_of_others_copied_to_itself(role, letter):
+    """A worker may declare an exchange like this one, for remote control; bound to `bank` it could get all there is.
+
+    And no publish would find out any more that a queue was deleted: each would be routed, if only there.
+    """
+    secret, box, own = f"broker_{role}", "x.celery.pidbox", {"risk": "risk-0", "posting": "posting-0"}.get(role, role)
+    others = {"risk-0", "posting-0", "notifications", "deliveries", "maintenance"} - {own}
+    if role == "notifications":
+        others -= {"deliveries"}
+    with signed_in(role, secret) as connection:
+        channel = connection.channel()
+        channel.exchange_declare(box, "fanout", durable=False, auto_delete=False)
+        channel.queue_declare(box, exclusive=True)
+        # As it does when it starts.
+        channel.queue_bind(own, exchange="bank", routing_key=own)
+
+        for key in ["#", "*", "posting-*", "", *others]:
+            assert refused(role, secret, "exchange_bind", box, source="bank", routing_key=key), key
+            assert refused(role, secret, "queue_bind", own, exchange="bank", routing_key=key), key
+    with signed_in("bankcore", "broker") as connection:
+        connection.channel().exchange_delete(box)
+
+
 def test_a_process_has_its_own_user():
     assert set(rights_of_roles()) == {"relay", "risk", "posting", "notifications", "maintenance", "flower"}
     servers = Servers(broker_url="amqp://bankcore", broker_urls={"risk": "amqp://risk"})
@@ -121,9 +145,13 @@ def test_a_process_has_its_own_user():
 
 
 def test_the_roles_have_the_same_rights_as_in_containers():
-    containers = json.loads((Path("compose") / "rabbitmq" / "docker" / "definitions.json").read_text())["permissions"]
+    definitions = json.loads((Path("compose") / "rabbitmq" / "docker" / "definitions.json").read_text())
+    containers = definitions["permissions"]
     here = {rights["user"]: rights for rights in definitions_of(SECRETS)["permissions"]}
+    topics_here = definitions_of(SECRETS)["topic_permissions"]
 
+    assert [one | {"vhost": "bank"} for one in definitions["topic_permissions"]] == topics_here
+    assert {one["user"] for one in topics_here} == {"relay", "risk", "posting", "notifications", "maintenance"}
     for rights in containers:
         assert rights | {"vhost": ""} == here[rights["user"]] | {"vhost": ""}
     assert {rights["user"] for rights in containers if ".*" in rights.values()} == {"bankcore"}

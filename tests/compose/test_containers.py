@@ -1,6 +1,7 @@
 """What can be said about the containers without starting any: the files agree with each other and with the code."""
 
 import ast
+import hashlib
 import importlib.util
 import json
 import re
@@ -235,6 +236,25 @@ def test_the_brokers_users_get_their_passwords_and_nothing_else(tmp_path: Path) 
     ]
     assert all(user["password_hash"] for user in definitions["users"])
     assert definitions["permissions"] == plain["permissions"]
+    assert definitions["topic_permissions"] == plain["topic_permissions"]
+
+
+def test_rabbitmq_is_started_anew_with_another_configuration() -> None:
+    """Compose leaves a service alone that looks as before, and RabbitMQ reads these files only as it starts."""
+    files = sorted((FOLDER / "rabbitmq" / "docker").iterdir())
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+
+    assert [path.name for path in files] == ["definitions.json", "enabled_plugins", "rabbitmq.conf"]
+    assert SERVICES["rabbitmq"]["labels"] == {"bankcore.configuration": digest}
+
+
+def test_a_message_has_the_same_bound_in_containers() -> None:
+    bounds = [
+        re.findall(r"^max_message_size = (\d+)$", path.read_text(), re.MULTILINE)
+        for path in (FOLDER / "rabbitmq" / "rabbitmq.conf", FOLDER / "rabbitmq" / "docker" / "rabbitmq.conf")
+    ]
+
+    assert bounds == [["1048576"], ["1048576"]]
 
 
 def test_the_password_hash_is_the_one_in_rabbitmqs_manual() -> None:
