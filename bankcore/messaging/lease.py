@@ -4,8 +4,10 @@ The session holds the advisory lock. PostgreSQL ends it when nothing was asked f
 so a relay that is frozen, or hangs, loses the lock without anybody deciding so. A relay that is merely busy with the
 broker asks from a thread.
 
-One gap is left to the standby (Watch): a large statement goes to PostgreSQL in two parts, and a session that has got
-the first and not the second counts as active. None of its limits ends it, statement_timeout included.
+A session in the middle of a statement is not idle. One that sends to a process that takes nothing is ended by the
+network (tcp_user_timeout; a Unix socket has none, and there it waits as long as the process is frozen). One that has
+got the first part of a large statement and not the second is ended by none of its limits, statement_timeout included:
+that is left to the standby (Watch).
 """
 
 import logging
@@ -24,14 +26,15 @@ ASK_SECONDS = 0.75
 STEP_SECONDS_MAX = 60.0
 
 
-# A session that has waited for its client in the middle of a statement for so long has lost it.
+# A session that has waited for the rest of a statement for so long has lost its client. Not ClientWrite: that is also
+# what a long answer looks like from its first row to its last while a healthy client takes it over a slow link.
 HALFWAY_SECONDS_MAX = 2.0
 _HALFWAY = """
-SELECT a.pid, a.state_change, a.wait_event
+SELECT a.pid, a.state_change
   FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
  WHERE l.locktype = 'advisory' AND l.classid = 0 AND l.objid = %s AND l.objsubid = 1 AND l.granted
    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-   AND a.state = 'active' AND a.wait_event IN ('ClientRead', 'ClientWrite')
+   AND a.state = 'active' AND a.wait_event = 'ClientRead'
 """
 
 
@@ -64,7 +67,8 @@ class Lease:
         self._database = database
         self._extended_at = self._confirmed_at = time.monotonic()
         database.execute(f"SET idle_session_timeout = {int(LEASE_SECONDS * 1000)}")
-        # A backend that sends to a frozen process waits in the network, where no other limit reaches it.
+        # Set at the server's end: a backend that sends to a frozen process waits in the network, where no other limit
+        # reaches it.
         database.execute(f"SET tcp_user_timeout = {int(LEASE_SECONDS * 1000)}")
 
     @contextmanager

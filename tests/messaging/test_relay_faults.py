@@ -139,6 +139,56 @@ def test_a_relay_that_is_only_busy_with_the_database_keeps_the_lock(broker, star
     assert eventually(lambda: is_active(standby))
 
 
+def long_answer(session):
+    """Ask for 200 MB and take nothing of it: what takes it, a little at a time."""
+    session.pgconn.send_query(b"SELECT repeat('x', 1000) FROM generate_series(1, 200000)")
+    wire = socket.socket(fileno=os.dup(session.fileno()))
+    wire.settimeout(10)
+    return wire
+
+
+def waits_to_send(pid):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT wait_event FROM pg_stat_activity WHERE pid = %s", (pid,))
+        return cursor.fetchone() == ("ClientWrite",)
+
+
+def test_a_relay_that_takes_a_long_answer_slowly_keeps_the_lock(broker, start):
+    slow = open_session("a test's relay")
+    slow.execute("SELECT pg_advisory_lock(%s)", (ACTIVE_LOCK,))
+    standby = start("relay")
+    assert eventually(lambda: said(standby, "standing by"))
+    Lease(slow)
+
+    with long_answer(slow) as wire:
+        until = time.monotonic() + HALFWAY_SECONDS_MAX + 4 * STANDBY_SECONDS
+        waited = 0
+        while time.monotonic() < until:
+            assert wire.recv(64 * 1024)
+            waited += waits_to_send(slow.info.backend_pid)
+            time.sleep(0.05)
+        assert not is_active(standby)
+        assert waits_to_send(slow.info.backend_pid)
+        assert waited > 20
+    slow.close()
+    assert eventually(lambda: is_active(standby))
+
+
+def test_a_relay_that_is_frozen_before_a_long_answer_does_not_keep_the_lock(broker, start):
+    frozen = open_session("a test's relay")
+    frozen.execute("SELECT pg_advisory_lock(%s)", (ACTIVE_LOCK,))
+    standby = start("relay")
+    assert eventually(lambda: said(standby, "standing by"))
+    Lease(frozen)
+
+    with long_answer(frozen):
+        assert eventually(lambda: waits_to_send(frozen.info.backend_pid))
+        # The standby sees nothing in it: the server's own tcp_user_timeout ends the session.
+        assert eventually(lambda: is_active(standby))
+        assert not said(standby, "hangs in the middle of a statement")
+    frozen.close()
+
+
 def test_a_relay_frozen_time_and_again_in_the_middle_of_work_keeps_the_order(relays, broker, queue, settings):
     sent = 0
     for turn in range(3):
