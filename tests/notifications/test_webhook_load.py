@@ -21,7 +21,8 @@ from tests.workers import running
 
 CALLS = 1200
 ENDPOINTS = 60
-PART = 200
+# A worker takes three messages of deliveries at a time (SHARES in the worker command).
+PART = CALLS // 3
 RSS_MIB_MAX = 300
 
 
