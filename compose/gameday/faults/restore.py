@@ -88,6 +88,8 @@ def _recover_from(data: Path, log: Path) -> None:
     """Have the server at `data` read the log of the lost one to its end, and then go on as a new timeline."""
     owner = data.stat()
     copy = f"cp {shlex.quote(str(log))}/%f %p"
+    # A quote within a setting's string stands twice; the path has quotes where it has spaces.
+    copy = copy.replace("'", "''")
     with (data / "postgresql.auto.conf").open("a") as file:
         file.write(f"restore_command = '{copy}'\nrecovery_target_timeline = 'latest'\n")
     signal_file = data / "recovery.signal"
