@@ -119,6 +119,9 @@ DATABASES["default"] |= {
         "keepalives_idle": 5,
         "keepalives_interval": 2,
         "keepalives_count": 3,
+        # The same patience (milliseconds) while something is sent that nobody confirms: no keepalive is sent then, and
+        # a worker would hold its partition for a quarter of an hour, asking a server that is gone without a word.
+        "tcp_user_timeout": 11_000,
         "options": " ".join(f"-c {name}={value}" for name, value in _session_limits.items()),
     },
 }
