@@ -17,11 +17,16 @@ from bankcore.columns import pack_all
 # 25P04), and the classes for connection, rollback, resources, operator intervention and system errors: psycopg and
 # Django sort some of them elsewhere than under OperationalError.
 _AWAY_SQLSTATES = ("25006", "25P03", "25P04", "08", "40", "53", "57", "58")
+# Among OperationalErrors all the same, and never better by waiting: triggers, functions and savepoints that do what
+# they must not, and what is too much for one statement.
+_AT_FAULT_SQLSTATES = ("27", "2F", "38", "39", "3B", "54")
 
 
 def is_away(error: Exception) -> bool:
     """Tell a database that is away, failing over, or asks to try again from one that refuses what it was asked."""
     sqlstate = getattr(error.__cause__, "sqlstate", None) or getattr(error, "sqlstate", None) or ""
+    if sqlstate.startswith(_AT_FAULT_SQLSTATES):
+        return False
     return isinstance(error, (OperationalError, InterfaceError, psycopg.OperationalError)) or sqlstate.startswith(
         _AWAY_SQLSTATES
     )

@@ -243,3 +243,13 @@ def test_an_outage_is_known_by_its_sqlstate_however_it_is_sorted(sqlstate):
 @pytest.mark.parametrize("error", [ValueError("a bug"), IntegrityError("a constraint"), InternalError("no sqlstate")])
 def test_a_bug_is_no_outage(error):
     assert not is_infrastructure(error)
+
+
+@pytest.mark.parametrize("sqlstate", ["27000", "2F005", "38000", "39P01", "3B001", "54001"])
+def test_a_statement_that_is_itself_at_fault_is_no_outage(sqlstate):
+    cause = psycopg.errors.lookup(sqlstate)("the driver sorts it as an OperationalError")
+    error = OperationalError("from Django")
+    error.__cause__ = cause
+
+    assert not is_infrastructure(error)
+    assert not is_infrastructure(cause)
