@@ -34,10 +34,13 @@ RETRY_SECONDS = 0.5
 UNMEASURED_RETRY_SECONDS = 5
 OUTAGE_RETRY_SECONDS = 30
 JITTER = 0.1
-# Above this part of the promise the system is near its limit, and who has had more than their share stops here.
+# Above this part of the promise the system is near its limit, and who has had more than their share stops at this part
+# of what is borne else. It is less than BULK: whatever the others bring gets in before more of a flood does.
 NEAR = 0.5
-GREEDY = 0.7
+GREEDY = 0.55
 PROBE_SECONDS = 5.0
+# Of each kind of work one request in so long is not turned away by its kind alone. For shares have to know who asks.
+LOOK_SECONDS = 1.0
 # When nobody has asked for this long, the time for which an outage is bridged begins anew: nothing came to be moved.
 QUIET_SECONDS = 60.0
 
@@ -100,10 +103,6 @@ class _View:
     rate_alone: Mapping[str, float]
     stalled_since: float | None
 
-    def wait_seconds(self, since: int) -> float:
-        """Predict the wait of a transfer that comes after so many that are not in the reading."""
-        return max((waiting + since) / self.rate[stage] for stage, waiting in self.ahead.items())
-
     def open_in_seconds(self, since: int, bearable_seconds: float) -> float:
         """Predict when the wait is bearable again; 0 or less: it is. Who is turned away costs no work."""
         return max(
@@ -127,6 +126,7 @@ class Gate:
         self._admitted = 0
         self._away_since: float | None = None
         self._probe_at = 0.0
+        self._looked_at: dict[Priority, float] = {}
         # When somebody first asked, last asked, and first asked after a long quiet time.
         self._began_at: float | None = None
         self._asked_at = self._noise_began_at = 0.0
@@ -168,7 +168,10 @@ class Gate:
             time.sleep(0.02)
 
     def turned_away(self, priority: Priority) -> int | None:
-        """Say in how many seconds to come again if nobody with such work would be let in now; counts such a refusal."""
+        """Say in how many seconds to come again if nobody with such work would be let in now; counts such a refusal.
+
+        None also once in LOOK_SECONDS while it is so: then `check`, which knows the client, is to turn it away.
+        """
         view, now = self._view, time.monotonic()
         if view is None:
             return None
@@ -181,6 +184,9 @@ class Gate:
         else:
             seconds, decision = view.open_in_seconds(since, settings.PROMISE_SECONDS * priority.value), "overloaded"
         if seconds <= 0:
+            return None
+        if now - self._looked_at.setdefault(priority, now) >= LOOK_SECONDS:
+            self._looked_at[priority] = now
             return None
         self._asked_at = now
         metrics.admission.labels(decision).inc()
@@ -195,8 +201,8 @@ class Gate:
         if view.stalled_since is not None:
             return self._decide_in_outage(view, since, rows, now), "overloaded"
         bearable = settings.PROMISE_SECONDS * priority.value
-        if view.wait_seconds(since) > settings.PROMISE_SECONDS * NEAR and self.shares.is_greedy(client):
-            bearable *= GREEDY
+        if self.shares.is_greedy(client):
+            bearable = max(bearable * GREEDY, settings.PROMISE_SECONDS * NEAR)
         seconds = view.open_in_seconds(since, bearable)
         return (None if seconds <= 0 else seconds), "overloaded"
 

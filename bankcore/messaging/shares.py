@@ -16,7 +16,8 @@ from redis.retry import Retry
 
 log = logging.getLogger(__name__)
 
-BUCKET_SECONDS = 5
+# Two of them are longer than most are told to wait who were turned away: they count as asking until they come again.
+BUCKET_SECONDS = 15
 REDIS_TIMEOUT_SECONDS = 0.2
 REDIS_RETRY_SECONDS = 5.0
 # A share is exceeded by more than this before it has an effect: shares of equals always differ a little.
@@ -85,7 +86,7 @@ class Shares:
         except redis.RedisError as error:
             log.warning("shares of clients are counted per process, as Redis is away: %s", error)
             self._retry_at = time.monotonic() + REDIS_RETRY_SECONDS
-            # What Redis may have taken before it failed counts twice, for ten seconds at most.
+            # What Redis may have taken before it failed counts twice, for two buckets at most.
             with self._lock:
                 for bucket, numbers in unsent.items():
                     for client, number in numbers.items():
