@@ -9,7 +9,7 @@ backlog divides between them is foreseen only roughly; `compose/bench_capacity.p
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
@@ -140,12 +140,12 @@ def forecast(
     stages = [stage for stage in STAGES if stage in rates]
     waiting = dict.fromkeys(stages, 0.0)
     peak, offered, accepted, longest, step = dict(waiting), 0.0, 0.0, 0.0, 0
-    backlog = 0.0
+    backlog, per_second = 0.0, _rate_of_steps(arrivals)
     money = [stage for stage in stages if stage != "notifications"]
     last_step, endless = round(until_seconds / STEP_SECONDS), round(SIMULATED_SECONDS_MAX / STEP_SECONDS)
     bearable = inf if promise_seconds is None else promise_seconds * priority.value
     while step < endless and (step < last_step or (drain and any(n >= 0.5 for n in waiting.values()))):
-        coming = _rate_at(arrivals, step * STEP_SECONDS) * STEP_SECONDS if step < last_step else 0.0
+        coming = next(per_second) * STEP_SECONDS if step < last_step else 0.0
         wait = _wait_seconds(waiting, rates, money)
         taken = coming if wait <= bearable else 0.0
         offered, accepted, flow = offered + coming, accepted + taken, taken
@@ -164,7 +164,7 @@ def forecast(
         peak_backlog=backlog,
         peak_waiting=peak,
         longest_wait_seconds=longest,
-        drained_after_seconds=None if step == endless else round(step * STEP_SECONDS, 1),
+        drained_after_seconds=None if any(n >= 0.5 for n in waiting.values()) else round(step * STEP_SECONDS, 1),
         broker_bytes=sum(peak.values()) * ID_BYTES,
         database_bytes=accepted * transfer_bytes,
     )
@@ -179,13 +179,16 @@ def _wait_seconds(waiting: Mapping[str, float], rates: Mapping[str, float], stag
     return longest
 
 
-def _rate_at(arrivals: Sequence[Arrivals], now: float) -> float:
-    current = 0.0
+def _rate_of_steps(arrivals: Iterable[Arrivals]) -> Iterator[float]:
+    """Yield how many arrive per second at the beginning of each step, without end."""
+    step, current = 0, 0.0
     for one in arrivals:
-        if one.seconds > now:
-            break
+        while step * STEP_SECONDS < one.seconds:
+            yield current
+            step += 1
         current = one.per_second
-    return current
+    while True:
+        yield current
 
 
 def factor_needed(

@@ -146,10 +146,14 @@ def test_the_command_prints_a_forecast_for_people_and_for_programs(capsys):
         ["--arrivals", "0:5", "--rates", "risk=inf"],
         ["--arrivals", "0:5", "--rates", "risk=fast"],
         ["--arrivals", "0:5", "--rates", "tea=5"],
+        # Cut off after a day, it would ask for too few workers.
+        ["--arrivals", "0:5,90000:5000"],
+        ["--arrivals", "0:5", "--until", "86401"],
+        ["--arrivals", "0:500" * 100],
     ],
 )
 def test_a_wrong_profile_is_explained(arguments):
-    with pytest.raises(CommandError, match=r"is like 0:500|no negative|is like risk=|seconds above 0"):
+    with pytest.raises(CommandError, match=r"is like 0:500|no negative|is like risk=|seconds above 0|A day at most"):
         call_command("capacity", *arguments)
 
 
@@ -159,3 +163,35 @@ def test_a_profile_can_be_a_file(tmp_path, capsys):
     profile.write_text("seconds,per_second\n0,100\n10,2000\n20,0\n")
     call_command("capacity", "--arrivals", str(profile), "--rates", "risk=1000,posting=500", "--json")
     assert json.loads(capsys.readouterr().out)["offered"] == pytest.approx(21_000, rel=0.01)
+
+
+@pytest.mark.django_db
+def test_a_long_profile_needs_no_file(capsys):
+    profile = ",".join(f"{second}:{second % 7}00" for second in range(100))
+    call_command("capacity", "--arrivals", profile, "--until", "100", "--rates", "risk=1000,posting=500", "--json")
+    assert json.loads(capsys.readouterr().out)["offered"] == 100 * sum(second % 7 for second in range(100))
+
+
+def test_a_profile_of_a_whole_day_costs_no_more_than_a_short_one():
+    """What it costs is the seconds that are simulated, not those times the lines of the profile."""
+    minutes = [Arrivals(60.0 * minute, 100.0) for minute in range(24 * 60)]
+    steps = CountedSteps(minutes)
+    seen = forecast(steps, until_seconds=24 * 3600, rates={"risk": 1000, "posting": 500}, promise_seconds=30)
+    assert seen.offered == pytest.approx(24 * 3600 * 100)
+    assert seen.drained_after_seconds == pytest.approx(24 * 3600)
+    assert steps.reads <= 2 * len(minutes)
+
+
+class CountedSteps(list):
+    """A profile that counts how often a step of it was read."""
+
+    reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return super().__getitem__(index)
+
+    def __iter__(self):
+        for step in super().__iter__():
+            self.reads += 1
+            yield step

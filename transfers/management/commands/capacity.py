@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from argparse import ArgumentParser, ArgumentTypeError
 from math import ceil, isfinite, nan
 from pathlib import Path
@@ -13,7 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from bankcore.messaging.backpressure import Priority
-from transfers.capacity import FACTOR_MAX, STAGES, Arrivals, bytes_per_transfer, factor_needed, forecast, measured_rates
+from transfers.capacity import (
+    FACTOR_MAX,
+    SIMULATED_SECONDS_MAX,
+    STAGES,
+    Arrivals,
+    bytes_per_transfer,
+    factor_needed,
+    forecast,
+    measured_rates,
+)
 
 HELP = """Simulate a load from rates measured on this installation. Rates come from the newest busy seconds in the
 database (send a burst first, or give them with --rates), so they hold for the machines and the kind of load that were
@@ -70,6 +80,8 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         arrivals = _arrivals(options["arrivals"])
         until = options["until"] if options["until"] is not None else arrivals[-1].seconds + 60
+        if until > SIMULATED_SECONDS_MAX:
+            raise CommandError(f"A day at most is simulated ({SIMULATED_SECONDS_MAX:,} s); these end at {until:g}.")
         rates = measured_rates() | _rates(options["rates"])
         if not {"risk", "posting"} <= set(rates):
             raise CommandError(
@@ -108,12 +120,13 @@ class Command(BaseCommand):
 
 def _arrivals(text: str) -> list[Arrivals]:
     try:
-        if Path(text).is_file():
+        # Path.is_file raises if the name is too long for a file.
+        if os.path.isfile(text):
             with Path(text).open(newline="") as file:
                 steps = [Arrivals(float(r["seconds"]), float(r["per_second"])) for r in csv.DictReader(file)]
         else:
             steps = [Arrivals(*map(float, step.split(":", 1))) for step in text.split(",")]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CommandError(
             f"--arrivals is like 0:500,60:20000 (second:transfers per second) or a CSV file with the columns "
             f"seconds,per_second; this is not: {text}"
