@@ -6,6 +6,8 @@ arrives is counted and ignored; nothing that arrives ends the worker or its conn
 """
 
 import logging
+import queue
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,8 @@ _ABOUT_ITS_TASKS = ("active", "reserved", "scheduled", "revoked", "query_task")
 QUESTIONS = frozenset((*_ABOUT_THE_WORKER, *_ABOUT_ITS_TASKS))
 # No name, key or ticket of Celery's own is longer.
 NAME_LENGTH_MAX = 200
+# Answers that may wait to be sent.
+ANSWERS_MAX = 100
 
 
 class Malformed(Exception):
@@ -72,10 +76,17 @@ def _is_name(value: Any) -> bool:
 
 
 class QuestionBox(Pidbox):
-    """A worker's mailbox that knows no commands but questions."""
+    """A worker's mailbox that knows no commands but questions.
+
+    Answers are sent from a thread. They leave on a connection of their own, perhaps to a node that takes nothing just
+    now (it is frozen, or has an alarm), and kombu waits for that one for as long as it lasts: the worker must not.
+    """
 
     def __init__(self, consumer: Any) -> None:
         super().__init__(consumer)
+        self._answers: queue.Queue[tuple[Any, Any]] = queue.Queue(ANSWERS_MAX)
+        self._send, self.node.reply = self.node.reply, self._answer
+        self._is_answering = False
         if not settings.REMOTE_CONTROL:
             self.node.handlers = {name: answer for name, answer in Panel.data.items() if name in QUESTIONS}
 
@@ -99,8 +110,25 @@ class QuestionBox(Pidbox):
                 return self._refuse(command)
             self.node.dispatch(command.method, command.arguments, command.reply_to, command.ticket)
         except Exception:
-            log.exception("the answer to %s could not be sent", command.method)
+            log.exception("%s cannot be answered", command.method)
             self.reset()
+
+    def _answer(self, *answer: Any, **address: Any) -> None:
+        if not self._is_answering:
+            self._is_answering = True
+            threading.Thread(target=self._keep_answering, name="answers", daemon=True).start()
+        try:
+            self._answers.put_nowait((answer, address))
+        except queue.Full:
+            log.warning("an answer is not sent: %s others wait for the broker to take them", ANSWERS_MAX)
+
+    def _keep_answering(self) -> None:
+        while True:
+            answer, address = self._answers.get()
+            try:
+                self._send(*answer, **address)
+            except Exception:
+                log.exception("an answer could not be sent")
 
     def _refuse(self, command: Command) -> None:
         _ignore("not allowed", command.method)

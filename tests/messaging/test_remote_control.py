@@ -2,6 +2,8 @@
 
 import json
 import socket
+import threading
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import httpx
@@ -12,7 +14,7 @@ from django.conf import settings
 
 from bankcore.celery import app
 from bankcore.messaging.publisher import Publisher, TaskMessage
-from bankcore.messaging.remote_control import QUESTIONS
+from bankcore.messaging.remote_control import ANSWERS_MAX, QUESTIONS, QuestionBox
 from tests.messaging.broker_view import eventually
 from tests.messaging.poison import JSON, QUEUE, TASK, UNREADABLE, RawMessage, kinds
 from transfers.models import Transfer
@@ -152,6 +154,26 @@ def test_questions_are_answered_and_tell_no_secret(worker):
     secrets = [urlsplit(settings.BROKER_URL).password, settings.SECRET_KEY, settings.DATABASES["default"]["PASSWORD"]]
     assert [secret for secret in filter(None, secrets) if secret in repr(answers)] == []
     assert ignored(worker) == {}
+
+
+def test_a_node_that_takes_no_answer_holds_up_no_worker(monkeypatch):
+    takes_them, sent = threading.Event(), []
+
+    def publish(answer, exchange, routing_key, ticket, **options):
+        takes_them.wait(5)
+        sent.append(ticket)
+
+    monkeypatch.setattr(app.control.mailbox, "_publish_reply", publish)
+    box = QuestionBox(SimpleNamespace(app=app, hostname="w@here", controller=SimpleNamespace(use_eventloop=True)))
+    asked_for = {"method": "ping", "reply_to": {"exchange": REPLIES, "routing_key": "r"}}
+
+    for number in range(2 * ANSWERS_MAX):
+        box.on_message(asked_for | {"ticket": str(number)}, None)
+
+    assert sent == []
+    takes_them.set()
+    assert eventually(lambda: len(sent) >= ANSWERS_MAX)
+    assert sent == sorted(sent, key=int)
 
 
 def test_a_setting_lets_a_worker_be_stopped_from_afar(raw_channel, worker):
