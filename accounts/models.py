@@ -58,7 +58,7 @@ class Account(models.Model):
         default=0,
         db_default=0,
         editable=False,
-        help_text="How many journal lines the account has: the next one's number.",
+        help_text="How many journal lines the account has, which is the newest one's number.",
     )
     created_at = models.DateTimeField(db_default=Now())
 

@@ -17,7 +17,8 @@ class Subscription(models.Model):
     """A customer's wish to be told, on one channel, how transfers from or to their accounts ended."""
 
     id = models.BigAutoField(primary_key=True)
-    customer = models.UUIDField(help_text="The customer's id; this app does not know the accounts app.")
+    # No foreign key: this app does not know the accounts app.
+    customer = models.UUIDField(help_text="The customer's id, as the list of customers shows it.")
     channel = models.CharField(max_length=8, choices=Channel)
     address = models.CharField(
         max_length=254, blank=True, default="", help_text="The e-mail address; empty for in-app."

@@ -53,7 +53,9 @@ def _each_if_need_be(resumed: Mapping[UUID, Status], verdicts: Verdicts) -> dict
         if is_infrastructure(error):
             raise
         if len(resumed) == 1:
-            return {next(iter(resumed)): End(Status.PARKED, error=f"{type(error).__name__}: {error}"[:300])}
+            # PostgreSQL adds lines that name the place, as in the letter.
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            return {next(iter(resumed)): End(Status.PARKED, error=said[:300])}
     # One of them fails: each is seen alone, so that it is known which.
     ends: dict[UUID, End] = {}
     for transfer_id, status in resumed.items():

@@ -68,6 +68,7 @@ def status(letter):
 def test_letters_are_listed(parked, run):
     assert run("list") == (0, "No dead letters here: every attempt found its end.\n")
     letters = [parked(), parked(1, ValueError("another"))]
+    assert run("list", "--older-than", "1h") == (0, "No letter fits.\n")
 
     code, shown = run("list", "--json")
     assert (code, [one["id"] for one in shown]) == (0, [letters[1].pk, letters[0].pk])

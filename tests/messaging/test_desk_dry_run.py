@@ -70,7 +70,7 @@ def test_a_dry_run_shows_that_the_bug_is_still_there_and_which_one_meets_it(park
 
     def broken(claimed):
         if str(claimed.id) == bad.subject:
-            raise ZeroDivisionError("a bug")
+            raise ZeroDivisionError("a bug\nCONTEXT: as PostgreSQL adds it")
         return whole(claimed)
 
     whole = posting._movement

@@ -202,5 +202,8 @@ def test_the_queue_opens_with_what_waits(queue: Client, accounts: SimpleNamespac
         return {review.pk for review in queue.get(url + query).context["cl"].result_list}
 
     assert shown("") == {waiting.pk}
+    assert b"Nothing waits here" not in queue.get(url).content
     assert shown("?queue=decided") == {decided.pk}
     assert shown("?queue=all") == {waiting.pk, decided.pk}
+    decide(waiting.pk, staff=superuser, decision=APPROVE)
+    assert b"Nothing waits here" in queue.get(url).content

@@ -103,7 +103,7 @@ class ReviewAdmin(ReadOnlyAdmin):
         variant=ActionVariant.SUCCESS,
         dialog={
             "title": "Approve this transfer?", "form_class": DecisionForm, "form_submit_text": "Approve",
-            "description": "It is posted as soon as the account covers it. This cannot be undone here.",
+            "description": "It is posted, or rejected if the account does not cover it. This cannot be undone here.",
         },
     )  # fmt: skip
     def approve(self, request: HttpRequest, form: DecisionForm, object_id: str) -> HttpResponse:

@@ -80,7 +80,8 @@ class Command(BaseCommand):
             self._print([_plain(letter) for letter in letters])
             return
         if not letters:
-            self.stdout.write("No dead letters here: every attempt found its end.")
+            chosen = any(_filters(options).values()) or options["state"] not in ("open", "all")
+            self.stdout.write("No letter fits." if chosen else "No dead letters here: every attempt found its end.")
             return
         rows = [
             [str(x.pk), x.state, f"{x.created_at:%F %T}", " ".join(x.cause.split())[:60], x.task, x.queue, x.subject]
