@@ -141,6 +141,8 @@ def read_model(request: Any, model: type[Body], bytes_max: int) -> Body:
 
 
 _CODES = {"missing": "required", "extra_forbidden": "unknown_field"}
+# Where pydantic speaks of Python, and would name our classes.
+_MESSAGES = {"model_type": "Give a JSON object.", "dict_type": "Give a JSON object."}
 
 
 def field_errors(error: ValidationError, prefix: Sequence[str] = ()) -> list[FieldError]:
@@ -149,7 +151,7 @@ def field_errors(error: ValidationError, prefix: Sequence[str] = ()) -> list[Fie
         FieldError(
             field=".".join([*prefix, *(str(part)[:64] for part in item["loc"])])[:200] or "body",
             code=_CODES.get(item["type"], item["type"]),
-            message=item["msg"],
+            message=_MESSAGES.get(item["type"], item["msg"]),
         )
         for item in error.errors(include_url=False, include_context=False, include_input=False)[:ERRORS_MAX]
     ]

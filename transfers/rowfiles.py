@@ -23,6 +23,8 @@ _WRONG_AMOUNTS = (
     (re.compile(r"[1-9][0-9]*"), f"An amount is at most {AMOUNT_MINOR_MAX}."),
     (re.compile(r"[0-9]*[.,][0-9]*"), "An amount is in minor units (cents): no point and no comma."),
 )
+# A row of JSON is one line, and which one is said already.
+_PLACE_IN_LINE = re.compile(r": line 1 (column \d+) \(char \d+\)$")
 _NO_AMOUNT = "An amount is the digits 0 to 9 alone: no sign, no space, no separator, no currency."
 _OTHER_DELIMITERS = (";", "\t", "|")
 # metadata has no form in a cell.
@@ -78,9 +80,9 @@ def ndjson_rows(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                row = parse_json(line)
+                row = parse_json(line.rstrip(b"\r\n"))
             except MalformedJson as error:
-                row = BrokenRow(error.detail)
+                row = BrokenRow(_PLACE_IN_LINE.sub(r", at \1", error.detail))
             yield number, row
 
 

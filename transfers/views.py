@@ -184,7 +184,10 @@ class Batches(View):
     @extend_schema(
         operation_id="create_batch",
         tags=["batches"],
-        description="Order up to 10,000 transfers at once: all or none (`atomic`), or those that can be taken.",
+        description="Order up to 10,000 transfers at once: all or none (`atomic`), or those that can be taken. NDJSON "
+        "has a transfer a line; the first line of CSV names its columns, which are a transfer's fields but `metadata`. "
+        "Send files as they are (curl: `--data-binary @FILE`; `-d` drops line breaks). Repeating is safe with an "
+        "Idempotency-Key; without one it orders again.",
         parameters=[
             KEY_OPTIONAL,
             OpenApiParameter("atomic", bool, description="For NDJSON and CSV; true by default."),

@@ -104,7 +104,9 @@ def test_what_is_not_strict_json_is_refused(bank: Any, assert_refused: Any, raw:
 
 @pytest.mark.parametrize("raw", [b"null", b"[]", b"1", b'"x"', b"true", b"1e400"])
 def test_json_that_is_no_object_is_refused(bank: Any, assert_refused: Any, raw: bytes) -> None:
-    assert_refused(bank.as_anna.order(raw), 400, "validation_error")
+    problem = assert_refused(bank.as_anna.order(raw), 400, "validation_error")
+    # No name of a class of ours.
+    assert problem["errors"] == [{"field": "body", "code": "model_type", "message": "Give a JSON object."}]
 
 
 @pytest.mark.parametrize(

@@ -313,6 +313,11 @@ def test_a_broken_line_of_json_does_not_hide_the_others(bank: Any) -> None:
         ("transfers.4", "malformed_row", "Line 6"),
         ("transfers.5", "malformed_row", "Line 7"),
     ]
+    # The line is the file's; which column, the parser knows.
+    assert [row["message"] for row in batch["refused"][:2]] == [
+        "Line 3: Expecting value, at column 19",
+        "Line 5: A string holds NUL or a lone surrogate.",
+    ]
 
 
 @pytest.mark.parametrize("content_type", ["text/csv", "application/x-ndjson"])
