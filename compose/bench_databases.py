@@ -15,6 +15,11 @@ CONNECT_TIMEOUT_SECONDS = 10
 # What libpq's own programs read; a password on a command line could be seen by every user of the machine.
 _ENVIRONMENT = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
 
+_END_SESSIONS = sql.SQL("""
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+ WHERE datname = {name} AND usename = current_user AND backend_type = 'client backend'
+""")
+
 
 @contextmanager
 def scratch_database(database_url: str, name: str) -> Iterator[str]:
@@ -38,7 +43,13 @@ def _replace(database_url: str, name: str) -> None:
 
 
 def _drop(database_url: str, name: str) -> None:
-    _execute(database_url, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+    """Drop the database, with our own sessions on it. Others' are waited for, for five seconds.
+
+    Not by FORCE: that asks for the right to end every process there, and autovacuum's is a superuser's. The plain
+    statement sends autovacuum away by itself.
+    """
+    _execute(database_url, _END_SESSIONS.format(name=sql.Literal(name)))
+    _execute(database_url, sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
 
 
 def _execute(database_url: str, statement: sql.Composed) -> None:

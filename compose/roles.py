@@ -101,6 +101,8 @@ def _web(instance: Instance, name: str, port: int, environment: Mapping[str, str
         name=name,
         arguments=[
             sys.executable, "-m", "granian", "bankcore.front:application", "--interface", "rsgi",
+            # By itself granian takes any other event loop that is installed; not all can what the front needs.
+            "--loop", "asyncio",
             "--host", "127.0.0.1", "--port", str(port), "--workers", str(WEB_WORKERS),
             # A request that is still arriving costs a socket and no thread, so there may be many of them.
             "--backlog", str(WEB_CONNECTIONS), "--backpressure", str(WEB_CONNECTIONS),

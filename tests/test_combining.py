@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from bankcore.combining import Combiner
+from bankcore import combining
+from bankcore.combining import PACE_TIMES, Combiner
 
 
 class Work:
@@ -98,3 +99,71 @@ def test_a_leader_that_is_torn_away_leaves_nobody_waiting() -> None:
         gate.set()
         assert [other.result(10) for other in others] == [2, 3]
         assert isinstance(first.exception(10), SystemExit)
+
+
+class Clock:
+    """A clock that goes on only while somebody sleeps by it, and writes down for how long."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(combining, "time", clock)
+    return clock
+
+
+def test_who_sends_one_by_one_is_never_put_off(clock: Clock) -> None:
+    def work(items: Sequence[int]) -> list[int]:
+        clock.now += 0.001
+        return list(items)
+
+    combiner = Combiner(work, lot_max=10)
+    for item in range(50):
+        combiner.submit(item)
+
+    assert not clock.slept
+
+
+def test_a_lot_soon_after_one_of_several_is_put_off_and_takes_along_who_comes_meanwhile(clock: Clock) -> None:
+    began, gate = threading.Event(), threading.Event()
+    lots: list[int] = []
+
+    def work(items: Sequence[int]) -> list[int]:
+        lots.append(len(items))
+        clock.now += 0.001
+        if len(lots) == 1:
+            began.set()
+            gate.wait(10)
+        return list(items)
+
+    combiner = Combiner(work, lot_max=10)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(combiner.submit, 1)
+        began.wait(10)
+        others = [pool.submit(combiner.submit, item) for item in (2, 3)]
+        while len(combiner._waiting) < 2:
+            time.sleep(0.001)
+        gate.set()
+        assert [future.result(10) for future in (first, *others)] == [1, 2, 3]
+    assert lots == [1, 2]
+    assert not clock.slept
+
+    combiner.submit(4)
+
+    # Each lot took a millisecond, of which the second counts as little as the first.
+    usual = 0.001 * (1 - 0.8**2)
+    assert clock.slept == pytest.approx([usual * PACE_TIMES - 0.001])
+    clock.now += 1
+    combiner.submit(5)
+    assert len(clock.slept) == 1
