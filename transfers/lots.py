@@ -1,6 +1,5 @@
 """Reading a file of any size as lots that fit a batch each: one lot in memory at a time, cut alike each time."""
 
-import io
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -127,6 +126,7 @@ class _Lines:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._longest = settings.REQUEST_BYTES_MAX
         self._number = self._row_bytes = self.lot_bytes = 0
 
     def end_row(self) -> None:
@@ -134,25 +134,32 @@ class _Lines:
         self._row_bytes = 0
 
     def raw(self) -> Iterator[bytes]:
-        return (line for line, _ in self._checked())
+        return (line for line, _ in self._checked(iter(lambda: self._file.readline(self._longest + 1), b"")))
 
     def text(self) -> Iterator[str]:
-        """Yield lines as they are in CSV, where a carriage return alone ends one as well."""
-        for _, text in self._checked():
-            if "\r" in text[:-2]:
-                yield from io.StringIO(text, newline="")
-            else:
-                yield text
+        return (text for _, text in self._checked(self._lines_of_csv()))
 
-    def _checked(self) -> Iterator[tuple[bytes, str]]:
-        longest = settings.REQUEST_BYTES_MAX
-        while line := self._file.readline(longest + 1):
+    def _lines_of_csv(self) -> Iterator[bytes]:
+        """Yield lines as they are in CSV, where a carriage return alone ends one as well."""
+        rest = b""
+        while part := self._file.readline(self._longest + 1):
+            *lines, rest = (rest + part).splitlines(keepends=True)
+            yield from lines
+            # The end of a line may be cut in two, and what is too long is for the check to find.
+            if rest.endswith(b"\n") or len(rest) > self._longest:
+                yield rest
+                rest = b""
+        if rest:
+            yield rest
+
+    def _checked(self, lines: Iterable[bytes]) -> Iterator[tuple[bytes, str]]:
+        for line in lines:
             self._number += 1
             self._row_bytes += len(line) if line.strip() else 0
             if self._number == 1:
                 line = line.removeprefix(_BYTE_ORDER_MARK)
-            if self._row_bytes > longest:
-                raise malformed(self._number, f"A row has at most {longest:,} bytes; a quote may not be closed.")
+            if self._row_bytes > self._longest:
+                raise malformed(self._number, f"A row has at most {self._longest:,} bytes; a quote may not be closed.")
             try:
                 text = line.decode("utf-8")
             except UnicodeDecodeError as error:

@@ -205,6 +205,20 @@ def test_a_byte_order_mark_and_other_line_ends_do_no_harm(write, run, name):
     assert taken() == (2, 1, 2)
 
 
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_lines_of_csv_end_in_a_carriage_return_alone_as_well(write, run, settings, at):
+    """However long the file is, and wherever what is read at once ends."""
+    path = write([1, 2, 3])
+    rows = path.read_bytes().replace(b"\r\n", b"\n")
+    # The names of the columns count with the first row.
+    settings.REQUEST_BYTES_MAX = sum(map(len, rows.splitlines(keepends=True)[:2])) + at
+    path.write_bytes(rows.replace(b"\n", b"\r"))
+    assert run(path)[:1] == (0,)
+    assert taken() == (3, 1, 3)
+    path.write_bytes(rows.replace(b"\n", b"\r") + b"x,\0\r")
+    assert "Line 5: The text holds NUL." in run(path)[2]
+
+
 def test_atomic_is_for_files_that_fit_one_batch(write, run, settings):
     bad = write([1, 2, 0])
     code, told, _ = run(bad, "--atomic")
