@@ -4,6 +4,7 @@ import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 from django.db import IntegrityError, connection
@@ -221,6 +222,32 @@ def test_what_the_broker_lost_is_posted_before_what_came_after_it(accounts, make
     assert ends(*lost, delivered) == [("posted", ""), ("posted", ""), ("rejected", "insufficient_funds")]
     assert entries() == [f"transfer:{transfer.pk}" for transfer in lost]
     assert ends(failing, elsewhere, later) == [("approved", "")] * 3
+
+
+def an_hour_ahead():
+    """An id as a web host makes it whose clock is wrong."""
+    return UUID(int=new_id().int + (3_600_000 << 80))
+
+
+def test_a_web_host_whose_clock_is_ahead_lets_nothing_overtake(accounts, make_transfer):
+    payer, shop = accounts(100, 0)
+    first, second = make_transfer(payer, shop, 90, id=an_hour_ahead()), make_transfer(payer, shop, 20)
+
+    # The second is in a message of its own, behind this one: it is not lost, although its id is the smaller one.
+    assert post_transfers([first.pk]) == 1
+    assert post_transfers([second.pk]) == 1
+
+    assert ends(first, second) == [("posted", ""), ("rejected", "insufficient_funds")]
+
+
+def test_what_was_lost_is_taken_in_the_order_of_acceptance_whatever_the_clocks_of_web_say(accounts, make_transfer):
+    payer, shop = accounts(100, 0)
+    lost = make_transfer(payer, shop, 5)
+    first, second = make_transfer(payer, shop, 90, id=an_hour_ahead()), make_transfer(payer, shop, 20)
+
+    assert post_transfers([first.pk, second.pk]) == 3
+
+    assert ends(lost, first, second) == [("posted", ""), ("posted", ""), ("rejected", "insufficient_funds")]
 
 
 def test_very_much_that_was_lost_is_posted_in_lots_and_in_order(accounts, make_transfer, monkeypatch):
