@@ -74,7 +74,9 @@ class Standby(bootsteps.StartStopStep):
                 self._end_turn(parent)
         except parent.channel_errors as error:
             log.warning("cannot stand by for %s yet: %s", ", ".join(self.queues), error)
-            self.channel, self.next_at = None, time.monotonic() + SUBSCRIBE_SECONDS
+            # What this channel delivered is back in its queue, and will never be acknowledged on it.
+            self.channel, self.in_hand, self.handled = None, [], set()
+            self.next_at = time.monotonic() + SUBSCRIBE_SECONDS
 
     def _subscribe(self, parent: Any) -> None:
         queues = parent.app.amqp.queues

@@ -25,10 +25,14 @@ class Payments:
 
     def __init__(self, accounts, make_transfer, settings, payers):
         self.make_transfer = make_transfer
-        *self.payers, self.payee = accounts(*[10_000] * payers, 0)
+        # Which partition an account has is chance: of many, some of each.
+        *many, self.payee = accounts(*[10_000] * 4 * payers, 0)
         route = ROUTES["transfer.approved"]
-        self.queues = {a.pk: settings.TOPOLOGY.queue_of(route, str(a.pk)) for a in self.payers}
-        assert len(set(self.queues.values())) == settings.PARTITIONS
+        queues = {a.pk: settings.TOPOLOGY.queue_of(route, str(a.pk)) for a in many}
+        of_each = {queue: [a for a in many if queues[a.pk] == queue] for queue in queues.values()}
+        self.payers = [a for some in of_each.values() for a in some[: payers // settings.PARTITIONS]]
+        self.queues = {a.pk: queues[a.pk] for a in self.payers}
+        assert len(of_each) == settings.PARTITIONS
         self.publisher = Publisher(settings.BROKER_URL, "bank")
         self.sent = {a.pk: [] for a in self.payers}
 
@@ -166,3 +170,19 @@ def test_a_turn_does_not_end_while_a_message_of_it_is_not_handled():
     suspect.acknowledged = True
     step._look(worker)
     assert ended == [worker]
+
+
+def test_a_message_of_a_channel_that_broke_keeps_no_later_turn_from_ending(monkeypatch):
+    worker = SimpleNamespace(handle_task_message=lambda message: None, connection=True, channel_errors=(KeyError,))
+    step = standby_for(["posting-0", "posting-1"])(worker)
+    suspect = SimpleNamespace(acknowledged=False, delivery_info={"routing_key": "posting-0"})
+
+    def subscribe(worker):
+        # The first queue has a message at once, which came before; the second one was deleted.
+        step._handle(worker, suspect)
+        raise KeyError("no queue 'posting-1'")
+
+    monkeypatch.setattr(step, "_subscribe", subscribe)
+    step._look(worker)
+
+    assert (step.channel, step.in_hand, step.handled) == (None, [], set())
