@@ -3,28 +3,21 @@
 import os
 from pathlib import Path
 
-import environ
 from django.core.management.utils import get_random_secret_key
 from limits import parse as parse_limit
 
+from bankcore.environment import Environment
 from bankcore.moments import parse_moment
 from bankcore.topology import BREAKERS as BREAKERS
 from bankcore.topology import ROUTES, Topology
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
-env = environ.FileAwareEnv()
+env = Environment()
 # `make up` leaves the running stack's addresses here, so that `manage.py` commands find it without further words.
 _stack_env = Path(os.environ.get("BANKCORE_ENV_FILE", BASE_DIR / ".bankcore" / "env"))
 if _stack_env.is_file() and os.access(_stack_env, os.R_OK):
-    environ.Env.read_env(_stack_env, overwrite=False)
-
-
-def checked_rate(text: str) -> str:
-    """Let a rate such as 50/second pass, or none: a wrong one is said at the start, not at the first call."""
-    if text:
-        parse_limit(text)
-    return text
+    Environment.read_env(_stack_env, overwrite=False)
 
 
 DEBUG = env.bool("DEBUG", default=False)
@@ -171,7 +164,7 @@ BREAKER_OPEN_SECONDS_MAX = env.float("BREAKER_OPEN_SECONDS_MAX", default=120.0)
 RISK_PROVIDER_URL = env.str("RISK_PROVIDER_URL", default="")
 RISK_PROVIDER_TOKEN = env.str("RISK_PROVIDER_TOKEN", default="")
 RISK_PROVIDER_TIMEOUT_SECONDS = env.float("RISK_PROVIDER_TIMEOUT_SECONDS", default=2.0)
-RISK_PROVIDER_RATE = checked_rate(env.str("RISK_PROVIDER_RATE", default=""))
+RISK_PROVIDER_RATE = env.rate("RISK_PROVIDER_RATE")
 
 BATCH_TRANSFERS_MAX = env.int("BATCH_TRANSFERS_MAX", default=10_000)
 REQUEST_BYTES_MAX = env.int("REQUEST_BYTES_MAX", default=64 * 1024)
@@ -192,8 +185,8 @@ CLIENT_WEIGHTS = env.dict("CLIENT_WEIGHTS", cast={"value": int}, default={})
 
 # Limits per client, such as 100/second or 5000/minute (bankcore/rate_limits.py); auth failures are per address.
 RATE_LIMITS = {
-    "transfers": parse_limit(env.str("RATE_LIMIT_TRANSFERS", default="1200000/minute")),
-    "auth_failures": parse_limit(env.str("RATE_LIMIT_AUTH_FAILURES", default="600/minute")),
+    "transfers": env.limit("RATE_LIMIT_TRANSFERS", default="1200000/minute"),
+    "auth_failures": env.limit("RATE_LIMIT_AUTH_FAILURES", default="600/minute"),
 }
 RATE_LIMIT_CLIENTS = {
     client: parse_limit(limit) for client, limit in env.dict("RATE_LIMIT_CLIENTS", default={}).items()
@@ -255,13 +248,13 @@ if EMAIL_CONFIG["EMAIL_BACKEND"] == "django.core.mail.backends.smtp.EmailBackend
 # For each whole step of the talk with the mail server (connecting is one): seven stay below the database's patience.
 EMAIL_TIMEOUT = env.float("EMAIL_TIMEOUT_SECONDS", default=5.0)
 # Messages of all workers together, such as 100/second (bankcore/call_rates.py); empty: as many as there are.
-EMAIL_RATE = checked_rate(env.str("EMAIL_RATE", default=""))
+EMAIL_RATE = env.rate("EMAIL_RATE")
 DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="bankcore <no-reply@bankcore.invalid>")
 
 # Webhooks: the whole call, how many calls one worker has open to one endpoint at a time, and how many all workers make.
 WEBHOOK_TIMEOUT_SECONDS = env.float("WEBHOOK_TIMEOUT_SECONDS", default=10.0)
 WEBHOOK_ENDPOINT_CALLS = env.int("WEBHOOK_ENDPOINT_CALLS", default=20)
-WEBHOOK_ENDPOINT_RATE = checked_rate(env.str("WEBHOOK_ENDPOINT_RATE", default=""))
+WEBHOOK_ENDPOINT_RATE = env.rate("WEBHOOK_ENDPOINT_RATE")
 # For a test or a look on one machine only: endpoints on the loopback, also without TLS.
 WEBHOOK_ALLOW_LOOPBACK = env.bool("WEBHOOK_ALLOW_LOOPBACK", default=False)
 

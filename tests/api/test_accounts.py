@@ -148,6 +148,15 @@ def test_the_command_prints_a_working_token_alone(bank: Any) -> None:
     assert Caller(token).get("accounts").status_code == 200
 
 
+@pytest.mark.parametrize(("scopes", "said"), [("transfers:write", True), ("transfers:write staff", False)])
+def test_the_command_says_of_a_token_that_it_sees_nothing(bank: Any, scopes: str, said: bool) -> None:
+    err = io.StringIO()
+
+    call_command("issue_token", client="till", scopes=scopes, stdout=io.StringIO(), stderr=err)
+
+    assert ("It sees no account" in err.getvalue()) is said
+
+
 @pytest.mark.parametrize(
     "options",
     [

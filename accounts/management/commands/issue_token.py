@@ -45,6 +45,8 @@ class Command(BaseCommand):
             details = {"client": made.name, "scopes": scopes, "customer": options["customer"]}
             audit.record(actor=audit.operator(), action="token.issue", subject=made.prefix, details=details)
         self.stdout.write(token)
+        if options["customer"] is None and not {"staff", "ops:replay"} & set(scopes):
+            self.stderr.write("It sees no account: that takes --customer ID, or the scope staff for the bank itself.")
 
 
 def _customer(customer_id: str | None) -> Customer | None:
