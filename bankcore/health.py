@@ -210,6 +210,14 @@ def _telling() -> Iterator[Metric]:
     )
 
 
+def _clock() -> Iterator[Metric]:
+    ((database_seconds,),) = fetch_all("SELECT extract(epoch FROM clock_timestamp())::float8")
+    ahead_seconds = time.time() - database_seconds
+    yield GaugeMetricFamily(
+        "bankcore_clock_ahead_seconds", "How far this host's clock is ahead of the database's.", value=ahead_seconds
+    )
+
+
 def _books() -> Iterator[Metric]:
     for proved_at, violations in fetch_all(_PROOF):
         family = GaugeMetricFamily("bankcore_books_violations", "What the last proof found wrong.", labels=["check"])
@@ -250,6 +258,7 @@ class DatabaseCollector(Collector):
         _outbox,
         _dead_letters,
         _telling,
+        _clock,
         _books,
         _seals,
     )

@@ -31,6 +31,7 @@ DATABASE_METRICS = {
     "bankcore_seal_lag_rows",
     "bankcore_notifications_oldest_seconds",
     "bankcore_notifications_sweep_lag_seconds",
+    "bankcore_clock_ahead_seconds",
 }
 
 
@@ -247,3 +248,11 @@ def test_the_age_of_the_oldest_open_dead_letter_is_a_metric(client: Client) -> N
         DeadLetter.objects.create(cause="Boom", state=state, created_at=now - timedelta(hours=hours))
 
     assert 7200 <= scrape(client)["bankcore_dead_letters_oldest_seconds", ""] < 7300
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("ahead", [0, 3600, -3600])
+def test_a_clock_that_is_not_the_databases_is_told(client: Client, monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    monkeypatch.setattr(health, "time", SimpleNamespace(time=lambda: time.time() + ahead, monotonic=time.monotonic))
+
+    assert scrape(client)["bankcore_clock_ahead_seconds", ""] == pytest.approx(ahead, abs=2)
