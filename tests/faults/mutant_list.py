@@ -18,13 +18,13 @@ STATES, SWEEP = "tests/transfers/test_states.py::", "tests/transfers/test_sweep.
 RELAY, TASKS = "tests/messaging/test_relay.py::", "tests/messaging/test_batch_tasks.py::"
 WORKER = "tests/messaging/test_worker.py::test_poison_ends_on_the_desk_with_its_cause_while_healthy_traffic_goes_on"
 TOLD, API = "tests/notifications/test_notifications.py::", "tests/api/test_transfers.py::"
-LEDGER_POST = "accounts/migrations/0002_ledger.py"
+JOURNAL, LEDGER_POST = "accounts/migrations/0002_ledger.py", "accounts/migrations/0004_cheaper_posting.py"
 
 MUTANTS = (
     # -- the ledger ----------------------------------------------------------------------------------------------------
     Mutant(
         "account locks removed", LEDGER_POST,
-        "WHERE id = ANY(account_ids) ORDER BY id FOR NO KEY UPDATE", "WHERE id = ANY(account_ids) ORDER BY id",
+        "WHERE id = ANY (account_ids) ORDER BY id FOR NO KEY UPDATE", "WHERE id = ANY (account_ids) ORDER BY id",
         LEDGER + "test_opposite_directions_at_once_neither_deadlock_nor_lose_money",
     ),
     Mutant(
@@ -40,16 +40,16 @@ MUTANTS = (
     ),
     Mutant(
         "held money spent", LEDGER_POST,
-        "IF balance[d] - held[d] - amount < floor_minor[d]", "IF balance[d] - amount < floor_minor[d]",
+        "posted_minor, held_minor - limit_minor AS lowest", "posted_minor, -limit_minor AS lowest",
         LEDGER + "test_held_money_is_not_spent",
     ),
     Mutant(
         "limit off by one", LEDGER_POST,
-        "- amount < floor_minor[d]", "- amount < floor_minor[d] - 1",
+        "IF left_over < lowest[d]", "IF left_over < lowest[d] - 1",
         LEDGER + "test_an_overdraft_is_used_to_its_end_and_not_beyond",
     ),
     Mutant(
-        "journal not append-only", LEDGER_POST,
+        "journal not append-only", JOURNAL,
         "BEFORE UPDATE OR DELETE OR TRUNCATE ON accounts_journalline", "BEFORE TRUNCATE ON accounts_journalline",
         LEDGER + "test_the_journal_is_append_only",
     ),
