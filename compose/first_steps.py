@@ -11,7 +11,8 @@ import json
 import sys
 
 import django
-from django.core.management import call_command
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import CommandError, call_command
 
 
 def main() -> None:
@@ -47,4 +48,7 @@ def _ensure_token(earlier: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (CommandError, ImproperlyConfigured) as error:
+        sys.exit(str(error))
