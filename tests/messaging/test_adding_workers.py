@@ -13,7 +13,7 @@ from tests.outside import as_json, http_server
 from transfers.models import Transfer
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("forget_breakers")]
-CALL_SECONDS = 0.2
+CALL_SECONDS = 0.1
 
 
 class SlowProvider:
@@ -34,7 +34,7 @@ class SlowProvider:
 
 
 def test_another_worker_works_while_the_first_one_does(broker, accounts, make_transfer, settings, start):
-    *payers, payee = accounts(*[10_000] * 12, 0)
+    *payers, payee = accounts(*[10_000] * 24, 0)
     queues = {a.pk: settings.TOPOLOGY.queue_of(ROUTES["transfer.accepted"], str(a.pk)) for a in payers}
     provider, publisher = SlowProvider(), Publisher(settings.BROKER_URL, "bank")
 
