@@ -67,7 +67,7 @@ class TransferOrder(BaseModel):
 
     debit_account: str
     credit_account: str
-    amount_minor: Annotated[int, Field(ge=1, le=AMOUNT_MINOR_MAX)]
+    amount_minor: Annotated[int, Field(ge=1, le=AMOUNT_MINOR_MAX, json_schema_extra={"example": 1250})]
     currency: Currency
     reference: OneLine = ""
     external_id: Annotated[str, Field(min_length=1, max_length=140), AfterValidator(one_line)] | None = None
