@@ -11,10 +11,9 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from kombu import Connection
 
 from tests.flows.conftest import Bank
-from tests.messaging.broker_view import eventually
+from tests.messaging.broker_view import confirming, eventually
 
 
 def test_a_transfer_travels_the_whole_way(bank: Bank, books_balance: Callable[[], None]) -> None:
@@ -135,7 +134,7 @@ def test_a_poisoned_queue_ends_on_the_desk_and_the_worker_lives(bank: Bank) -> N
         (b"hello", "text/plain", {}),
     ]
     marker = str(uuid4())
-    with Connection(bank.stack["broker_url"]) as connection:
+    with confirming(bank.stack["broker_url"]) as connection:
         channel = connection.channel()
         for body, content_type, headers in bodies:
             message = channel.prepare_message(
@@ -153,7 +152,7 @@ def test_a_message_cannot_run_a_scheduled_transfer_early(bank: Bank) -> None:
     transfer = bank.send(bank.accounts[0], bank.accounts[1], 9, execute_on="2999-01-01")
     body = json.dumps([[[transfer["id"]]], {}, {}]).encode()
     headers = {"task": "transfers.check_risk", "id": str(uuid4())}
-    with Connection(bank.stack["broker_url"]) as connection:
+    with confirming(bank.stack["broker_url"]) as connection:
         channel = connection.channel()
         message = channel.prepare_message(
             body, content_type="application/json", content_encoding="utf-8", headers=headers
@@ -178,7 +177,7 @@ def test_messages_that_the_broker_lost_are_sent_again(bank: Bank) -> None:
     assert eventually(lambda: bank.rows(published, transfer["id"]) == [(2,)])
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
-    with Connection(bank.stack["broker_url"]) as connection:
+    with confirming(bank.stack["broker_url"]) as connection:
         for partition in range(4):
             connection.channel().queue_delete(f"posting-{partition}")
 
@@ -198,7 +197,7 @@ def test_who_was_to_be_told_is_told_when_the_broker_lost_the_message(bank: Bank)
     assert eventually(lambda: bank.rows(published, transfer["id"]))
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
-    with Connection(bank.stack["broker_url"]) as connection:
+    with confirming(bank.stack["broker_url"]) as connection:
         connection.channel().queue_delete("notifications")
 
     told = "SELECT count(*) FROM notifications_notification WHERE transfer = %s AND channel = 'in_app'"

@@ -43,11 +43,20 @@ def control_broker(*arguments: str) -> str:
     return answer.stdout
 
 
+def confirming(url: str) -> Connection:
+    """Connect with channels on which a publication returns when the broker has the message.
+
+    Without it, what a quorum queue was sent is gone if the channel closes before the queue has taken it: the broker
+    forgets the sender, and does not know what to make of the rest.
+    """
+    return Connection(url, transport_options={"confirm_publish": True})
+
+
 class Broker:
     """RabbitMQ seen from outside: what lies in a queue, and how to take a queue away."""
 
     def __init__(self, url: str, topology: Topology) -> None:
-        self.connection = Connection(url)
+        self.connection = confirming(url)
         self.names = [spec.name for spec in topology.work_queues()] + [DEAD_QUEUE, LOST_QUEUE]
 
     @property
