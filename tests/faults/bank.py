@@ -21,6 +21,7 @@ from compose.gameday.evidence import gather
 from compose.gameday.history import History, digest
 from compose.gameday.verdict import Verdict, conclude, judge, weigh
 from compose.gameday.workload import RICH_MINOR
+from compose.stack_commands import seed_demo
 from tests.messaging.broker_view import PATIENCE_SECONDS, eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -46,11 +47,10 @@ class Bank:
         self.complement = {role: len(pids) for role, pids in self.stack["pids"].items()}
 
     def open_accounts(self, number: int, opening_minor: int = RICH_MINOR) -> list[str]:
-        amounts = ["--accounts", str(number), "--opening-minor", str(opening_minor)]
-        made = json.loads(self.manage("seed_demo", *amounts, "--json"))
+        made = seed_demo(self.stack, accounts=number, opening_minor=opening_minor)
         self.client = httpx.Client(
             base_url=f"{self.stack['api']}/api/v1/",
-            headers={"Authorization": f"Bearer {made['token']}"},
+            headers={"Authorization": f"Bearer {made.token}"},
             timeout=PATIENCE_SECONDS,
             limits=httpx.Limits(max_connections=60),
         )
@@ -58,11 +58,11 @@ class Bank:
         self.history.write(
             "accounts",
             group="test",
-            accounts=made["accounts"],
+            accounts=made.accounts,
             opening_minor=opening_minor,
             review_amount_minor=1_000_000,
         )
-        return list(made["accounts"])
+        return made.accounts
 
     def order(self, debit: str, credit: str, amount_minor: int = 100) -> str:
         """Order one transfer as a client that keeps its history does; return its id."""

@@ -6,8 +6,6 @@ A rival's failing is backpressure that fails open: work is waved through because
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ import pytest
 from django.conf import settings
 
 from compose import local
+from compose.stack_commands import seed_demo
 from tests.messaging.broker_view import PATIENCE_SECONDS, eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -50,26 +49,18 @@ def bank() -> Iterator[dict[str, Any]]:
         with local.stack(name="overload", roles=roles, environment=environment) as stack:
             if not stack["broker_api_url"]:
                 pytest.skip("full queues and frozen brokers need RabbitMQ, which this machine does not have")
-            seeded = subprocess.run(
-                [sys.executable, "manage.py", "seed_demo", "--accounts", "40", "--opening-minor", "1000000", "--json"],
-                cwd=ROOT,
-                env={**os.environ, **stack["environment"]},
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            yield {**stack, "seed": json.loads(seeded.stdout)}
+            yield {**stack, "seed": seed_demo(stack, accounts=40, opening_minor=1_000_000)}
 
 
 @contextmanager
 def _client(bank: dict[str, Any]) -> Iterator[httpx.Client]:
-    headers = {"Authorization": f"Bearer {bank['seed']['token']}"}
+    headers = {"Authorization": f"Bearer {bank['seed'].token}"}
     with httpx.Client(base_url=f"{bank['api']}/api/v1/", headers=headers, timeout=PATIENCE_SECONDS) as client:
         yield client
 
 
 def _order(bank: dict[str, Any], number: int) -> dict[str, Any]:
-    ids = bank["seed"]["accounts"]
+    ids = bank["seed"].accounts
     debit, credit = ids[number % len(ids)], ids[(number + 1) % len(ids)]
     return {"debit_account": debit, "credit_account": credit, "amount_minor": 1, "currency": "EUR"}
 

@@ -6,8 +6,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +19,7 @@ import pytest
 
 from compose import local
 from compose.roles import WEB_WORKERS
+from compose.stack_commands import seed_demo
 from tests.messaging.broker_view import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -35,20 +34,12 @@ def web() -> Iterator[dict[str, Any]]:
         for name in ("DATABASE_URL", "BROKER_URL"):
             patch.delenv(name, raising=False)
         with local.stack(name="slow", roles={"web": 1}, environment=environment) as stack:
-            seeded = subprocess.run(
-                [sys.executable, "manage.py", "seed_demo", "--accounts", "2", "--opening-minor", "100000", "--json"],
-                cwd=ROOT,
-                env={**os.environ, **stack["environment"]},
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            yield {**stack, "seed": json.loads(seeded.stdout)}
+            yield {**stack, "seed": seed_demo(stack, accounts=2, opening_minor=100_000)}
 
 
 @pytest.fixture
 def client(web: dict[str, Any]) -> Iterator[httpx.Client]:
-    headers = {"Authorization": f"Bearer {web['seed']['token']}"}
+    headers = {"Authorization": f"Bearer {web['seed'].token}"}
     with httpx.Client(base_url=f"{web['api']}/api/v1/", headers=headers, timeout=PATIENCE_SECONDS) as client:
         yield client
 
@@ -56,7 +47,7 @@ def client(web: dict[str, Any]) -> Iterator[httpx.Client]:
 def _head(web: dict[str, Any], length: int, path: str = "/api/v1/transfers", **more: str) -> bytes:
     headers = {
         "Host": "127.0.0.1",
-        "Authorization": f"Bearer {web['seed']['token']}",
+        "Authorization": f"Bearer {web['seed'].token}",
         "Idempotency-Key": str(uuid4()),
         "Content-Type": "application/json",
         "Content-Length": str(length),
@@ -82,7 +73,7 @@ def _answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
 
 
 def _order(web: dict[str, Any]) -> dict[str, Any]:
-    debit, credit = web["seed"]["accounts"]
+    debit, credit = web["seed"].accounts
     return {"debit_account": debit, "credit_account": credit, "amount_minor": 1, "currency": "EUR"}
 
 
@@ -148,7 +139,7 @@ def test_clients_that_wait_for_a_transfer_hold_no_thread_and_may_leave(
 ) -> None:
     order = client.post("transfers", json=_order(web), headers={"Idempotency-Key": str(uuid4())}).json()
     lines = (f"GET /api/v1/transfers/{order['id']} HTTP/1.1", "Host: 127.0.0.1", "Prefer: wait=20")
-    asking = "\r\n".join((*lines, f"Authorization: Bearer {web['seed']['token']}", "", "")).encode()
+    asking = "\r\n".join((*lines, f"Authorization: Bearer {web['seed'].token}", "", "")).encode()
     began = time.monotonic()
     with contextlib.ExitStack() as connections:
         waiting = [connections.enter_context(_connect(web)) for _ in range(60)]
@@ -242,7 +233,7 @@ def test_a_batch_of_chunks_is_told_to_say_its_length(web: dict[str, Any]) -> Non
     ],
 )
 def test_odd_addresses_reach_django_as_they_were_meant(web: dict[str, Any], path: str, status: int) -> None:
-    lines = (f"GET {path} HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {web['seed']['token']}")
+    lines = (f"GET {path} HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {web['seed'].token}")
     with _connect(web) as connection:
         connection.sendall("\r\n".join((*lines, "Connection: close", "", "")).encode())
         received = b"".join(iter(lambda: connection.recv(65536), b""))
@@ -307,7 +298,7 @@ def test_more_requests_than_can_wait_are_turned_away_at_once(web: dict[str, Any]
 def test_a_process_that_stops_answers_those_who_wait_first(web: dict[str, Any], client: httpx.Client) -> None:
     order = client.post("transfers", json=_order(web), headers={"Idempotency-Key": str(uuid4())}).json()
     lines = (f"GET /api/v1/transfers/{order['id']} HTTP/1.1", "Host: 127.0.0.1", "Prefer: wait=20")
-    asking = "\r\n".join((*lines, f"Authorization: Bearer {web['seed']['token']}", "", "")).encode()
+    asking = "\r\n".join((*lines, f"Authorization: Bearer {web['seed'].token}", "", "")).encode()
     [server] = json.loads(Path(web["file"]).read_text())["pids"]["web"]
     with contextlib.ExitStack() as connections:
         waiting = [connections.enter_context(_connect(web)) for _ in range(60)]

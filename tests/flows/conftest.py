@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from compose import local
+from compose.stack_commands import seed_demo
 from tests.messaging.broker_view import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -111,18 +112,10 @@ def _stack(patch: pytest.MonkeyPatch) -> AbstractContextManager[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def bank() -> Iterator[Bank]:
     with pytest.MonkeyPatch.context() as patch, _stack(patch) as stack:
-        seeded = subprocess.run(
-            [sys.executable, "manage.py", "seed_demo", "--accounts", "40", "--opening-minor", "100000", "--json"],
-            cwd=ROOT,
-            env={**os.environ, **stack["environment"]},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        seed = json.loads(seeded.stdout)
-        headers = {"Authorization": f"Bearer {seed['token']}"}
+        seed = seed_demo(stack, accounts=40, opening_minor=100_000)
+        headers = {"Authorization": f"Bearer {seed.token}"}
         with httpx.Client(base_url=f"{stack['api']}/api/v1/", headers=headers, timeout=PATIENCE_SECONDS) as client:
-            yield Bank(stack, client, seed["accounts"])
+            yield Bank(stack, client, seed.accounts)
 
 
 @pytest.fixture
