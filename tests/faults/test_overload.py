@@ -24,7 +24,6 @@ from compose import local
 from compose.stack_commands import seed_demo
 from tests.messaging.broker_view import PATIENCE_SECONDS, eventually
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 # A machine that does fifty a second still does the largest backlog within the promise.
 BACKLOG_MAX, PROMISE_SECONDS = 300, 6
 # Two web processes, each of which may let in some more before its next look at the database.

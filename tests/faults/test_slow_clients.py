@@ -22,7 +22,6 @@ from compose.roles import WEB_WORKERS
 from compose.stack_commands import seed_demo
 from tests.messaging.broker_view import PATIENCE_SECONDS
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 BODY_SECONDS_MAX = 4
 
 
