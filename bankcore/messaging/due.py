@@ -27,7 +27,8 @@ HOLD_SECONDS_MAX = 1.0
 PAGES_MAX = 50
 REREAD_SECONDS = 30.0
 NARROW_SECONDS = 5.0
-# More lots than this are put together.
+# More lots than this are put together. Together they are as due as the last of them: so none of their events is due later
+# than its lot says, and none that came due in a part that is passed over is passed over with it.
 LOTS_MAX = 500
 # An event may be committed some time after its id was drawn (statements and idle transactions are cut off far below
 # this). What is younger is never passed over, or an event could be overtaken by a later one of its account.
@@ -41,14 +42,16 @@ _LOTS = """
 SELECT id, first_event, last_event, due_at FROM messaging_lot
  WHERE due_at <= statement_timestamp() ORDER BY first_event
 """
-# The ranges come in order and do not overlap: so the order is that of the ids, and nothing comes twice.
+# The ranges come in order and do not overlap: so the order is that of the ids, and nothing comes twice. What was due when
+# the lots were read is due here, also if the clock was set back in between: its lot goes when this has been delivered.
 DUE = """
 SELECT e.id, e.type, e.partition_key, e.subject, e.attempt, greatest(e.created_at, e.due_at) AS since,
        greatest(e.created_at, e.due_at) < statement_timestamp() - %b AS settled
   FROM unnest(%b::bigint[], %b::bigint[]) AS lot(first, last)
  CROSS JOIN LATERAL (
        SELECT id, type, partition_key, subject, attempt, created_at, due_at FROM messaging_event
-        WHERE id BETWEEN lot.first AND lot.last AND published_at IS NULL AND due_at <= statement_timestamp()
+        WHERE id BETWEEN lot.first AND lot.last AND published_at IS NULL
+          AND due_at <= greatest(statement_timestamp(), %b)
         ORDER BY id) AS e
  LIMIT %b
 """
@@ -62,7 +65,7 @@ WITH taken AS (
 )
 INSERT INTO messaging_lot (first_event, last_event, due_at)
 SELECT lower(merged.ids), upper(merged.ids) - 1, merged.due_at
-  FROM (SELECT unnest(range_agg(int8range(first_event, last_event + 1))) AS ids, min(due_at) AS due_at
+  FROM (SELECT unnest(range_agg(int8range(first_event, last_event + 1))) AS ids, max(due_at) AS due_at
           FROM taken) AS merged
 """
 # What was put off has a lot of its own, which is not due.
@@ -216,7 +219,9 @@ class DueEvents:
         if not ranges:
             self._read_up_to = _ID_MAX
             return []
-        parameters = pack_all((SETTLED, [first for first, _ in ranges], [last for _, last in ranges], self.events_max))
+        firsts, lasts = [first for first, _ in ranges], [last for _, last in ranges]
+        due_by = max(lot.due_at for lot in self._lots)
+        parameters = pack_all((SETTLED, firsts, lasts, due_by, self.events_max))
         page = [Row._make(row) for row in database.execute(DUE, parameters, prepare=True)]
         self._read_up_to = page[-1].id if self._is_full(page) else _ID_MAX
         return page

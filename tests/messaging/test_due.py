@@ -35,7 +35,7 @@ def buffers(database):
     limit = relay.EVENTS_MAX
     database.execute("SET plan_cache_mode = force_generic_plan")
     ranges = database.execute("SELECT first_event, last_event FROM messaging_lot WHERE due_at <= now() ORDER BY 1")
-    parameters = (due.SETTLED, *map(list, zip(*ranges, strict=True)), limit)
+    parameters = (due.SETTLED, *map(list, zip(*ranges, strict=True)), timezone.now(), limit)
     ((plan,),) = database.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + due.DUE, parameters, prepare=True)
     plan = plan if isinstance(plan, list) else json.loads(plan)
     return plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"]
@@ -238,6 +238,67 @@ def test_the_lots_of_a_backlog_are_put_together_and_nothing_is_lost_or_read_twic
 
     assert [lot.last_event - lot.first_event for lot in Lot.objects.order_by("due_at")] == [29, 0]
     assert [row.subject for row in everything] == [str(n) for n in range(30) if n != 7]
+
+
+@pytest.fixture
+def set_clock_back(reader):
+    """Make the database's clock, as the relay's session reads it, slower by an interval from here on."""
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE SCHEMA clocks")
+        cursor.execute(
+            "CREATE FUNCTION clocks.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE AS $$"
+            " SELECT pg_catalog.statement_timestamp() - current_setting('clocks.behind')::interval $$"
+        )
+
+    def by(interval):
+        reader.database.execute("SELECT set_config('clocks.behind', %s, false)", (interval,))
+
+    by("0")
+    reader.database.execute("SET search_path = clocks, pg_catalog, public")
+    yield by
+    with connection.cursor() as cursor:
+        cursor.execute("DROP SCHEMA clocks CASCADE")
+
+
+def test_a_clock_that_is_set_back_between_lots_and_events_loses_nothing(reader, set_clock_back, monkeypatch):
+    """Their lot would go and they would stay: owed for ever, and seen by no relay, sweep or alarm."""
+    monkeypatch.setattr(due, "LOTS_MAX", 3)
+    for number in range(5):
+        outbox.record([NewEvent("account.opened", "a", str(number))])
+    page = due.DueEvents._page
+
+    def set_back_first(self, database, place):
+        set_clock_back("1 minute")
+        return page(self, database, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(due.DueEvents, "_page", set_back_first)
+        reader.step()
+
+    set_clock_back("0")
+    reader.step()
+    assert Event.objects.filter(published_at=None).count() == 0
+
+
+def test_what_comes_due_in_a_part_that_is_passed_over_is_read_although_lots_are_put_together(
+    reader, settings, monkeypatch
+):
+    monkeypatch.setattr(due, "SETTLED", timedelta(0))
+    monkeypatch.setattr(due, "HOLD_SECONDS_MIN", 60.0)
+    key, other_key = key_of(settings, "risk-0"), key_of(settings, "risk-1")
+    outbox.record([NewEvent("transfer.accepted", key, str(n)) for n in range(20)])
+    outbox.record([NewEvent("transfer.accepted", other_key, "tried again", due_at=timezone.now() + timedelta(days=1))])
+    outbox.record([NewEvent("transfer.accepted", key, str(n)) for n in range(20, 40)])
+    events = due.DueEvents(10)
+    events.refuse("risk-0")
+    assert events.read(reader.database) == []
+    assert events.read(reader.database) == []
+    assert events._passed.id > 0
+    monkeypatch.setattr(due, "LOTS_MAX", 1)
+
+    Event.objects.filter(subject="tried again").update(due_at=timezone.now())
+
+    assert [row.subject for row in events.read(reader.database)] == ["tried again"]
 
 
 def test_a_backlog_is_read_page_by_page_and_what_is_done_is_not_read_again(reader, monkeypatch):
