@@ -27,8 +27,8 @@ HOLD_SECONDS_MAX = 1.0
 PAGES_MAX = 50
 REREAD_SECONDS = 30.0
 NARROW_SECONDS = 5.0
-# More lots than this are put together. Together they are as due as the last of them: so none of their events is due later
-# than its lot says, and none that came due in a part that is passed over is passed over with it.
+# More lots than this are put together. Together they are as due as the last of them: so none of their events is due
+# later than its lot says, and none that came due in a part that is passed over is passed over with it.
 LOTS_MAX = 500
 # An event may be committed some time after its id was drawn (statements and idle transactions are cut off far below
 # this). What is younger is never passed over, or an event could be overtaken by a later one of its account.
@@ -42,8 +42,8 @@ _LOTS = """
 SELECT id, first_event, last_event, due_at FROM messaging_lot
  WHERE due_at <= statement_timestamp() ORDER BY first_event
 """
-# The ranges come in order and do not overlap: so the order is that of the ids, and nothing comes twice. What was due when
-# the lots were read is due here, also if the clock was set back in between: its lot goes when this has been delivered.
+# The ranges come in order and do not overlap: so the order is that of the ids, and nothing comes twice. What was due
+# when the lots were read is due here, also if the clock was set back in between: its lot goes with what is read here.
 DUE = """
 SELECT e.id, e.type, e.partition_key, e.subject, e.attempt, greatest(e.created_at, e.due_at) AS since,
        greatest(e.created_at, e.due_at) < statement_timestamp() - %b AS settled
