@@ -14,12 +14,15 @@ LAG_SECONDS = 1.0
 # More new events than this are counted in part, and the part is taken for the whole.
 EVENTS_READ_MAX = 10_000
 
-# Open transfers have a small table of their own; the count is bounded whatever waits there.
+# Open transfers have a table of their own; the count is bounded whatever waits there. What was scheduled stands in
+# front of risk from its day on: its events are older than a newcomer's, and so come first.
 _WAITING = f"""
-SELECT count(*) FILTER (WHERE status = 'accepted'), count(*) FILTER (WHERE status = 'approved'),
+SELECT count(*) FILTER (WHERE status <> 'approved'), count(*) FILTER (WHERE status = 'approved'),
        coalesce((SELECT id FROM messaging_event ORDER BY id DESC LIMIT 1), 0),
        {IS_AWAY}
-  FROM (SELECT status FROM transfers_opentransfer WHERE status IN ('accepted', 'approved') LIMIT {COUNT_MAX}) AS waiting
+  FROM (SELECT status FROM transfers_opentransfer
+         WHERE status IN ('accepted', 'approved') OR status = 'scheduled' AND since <= statement_timestamp()
+         LIMIT {COUNT_MAX}) AS waiting
 """  # noqa: S608
 # Both stages reject. What risk rejects was never approved; only of what has expired does that have to be looked up.
 _HAPPENED = """

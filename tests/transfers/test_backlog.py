@@ -41,6 +41,15 @@ def test_posting_has_the_work_of_risk_in_front_of_it(accounts: Any, make_transfe
     assert Backlog().read().waiting == {"risk": 2, "posting": 3}
 
 
+def test_what_was_scheduled_waits_from_its_day_on(accounts: Any, make_transfer: Any) -> None:
+    alice, bob = accounts(1000, 0)
+    today = timezone.now().date()
+    for days in (0, 0, 1):
+        make_transfer(alice, bob, status="scheduled", execute_on=today + timedelta(days=days))
+
+    assert Backlog().read().waiting == {"risk": 2, "posting": 2}
+
+
 def test_what_was_done_is_counted_once_it_is_old_enough(
     accounts: Any, make_transfer: Any, later: Callable[[], None]
 ) -> None:
