@@ -43,7 +43,7 @@ def _state(text: str) -> str:
 
 
 def _letter_number(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) > 2**63 - 1:
+    if not (text.isascii() and text.isdigit() and len(text) <= 19) or int(text) > 2**63 - 1:
         raise NotFound
     return int(text)
 
