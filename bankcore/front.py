@@ -16,6 +16,7 @@ from typing import Any
 
 from django.conf import settings
 from django.utils.module_loading import import_string
+from granian.rsgi import ProtocolClosed
 
 from bankcore import metrics
 from bankcore.environ import environ_of
@@ -61,6 +62,11 @@ class Refusal(Exception):
 def _too_slow() -> Refusal:
     detail = "Nothing was changed. Send it again, and in one go."
     return Refusal(408, "body_too_slow", "The body did not arrive in time", detail)
+
+
+def _broken_off() -> Refusal:
+    detail = "Nothing was changed. Fewer bytes came than Content-Length says. Send the whole of it again."
+    return Refusal(400, "body_incomplete", "The body broke off", detail)
 
 
 def _too_large() -> Refusal:
@@ -159,14 +165,19 @@ class Front:
             return b""
         try:
             async with asyncio.timeout(settings.BODY_SECONDS_MAX):
-                if size <= SMALL_BYTES:
-                    return bytes(await exchange())
-                if size <= settings.BATCH_BYTES_MAX:
-                    return await self._large_body(exchange)
-                await self._throw_away(exchange)
-                return b""
+                if size > settings.BATCH_BYTES_MAX:
+                    await self._throw_away(exchange)
+                    return b""
+                body = bytes(await exchange()) if size <= SMALL_BYTES else await self._large_body(exchange)
         except TimeoutError:
             raise _too_slow() from None
+        except ProtocolClosed:
+            raise _broken_off() from None
+        # Of a connection that breaks under a large body, granian says no more than that nothing comes any more. The
+        # beginning of a file would be a shorter file: too few rows, and a last amount without its last digits.
+        if "HTTP_TRANSFER_ENCODING" not in environ and len(body) != size:
+            raise _broken_off()
+        return body
 
     async def _throw_away(self, exchange: Exchange) -> None:
         """Read on for a while, as a client that is still sending when the connection closes never sees the answer."""
@@ -248,13 +259,13 @@ def _problem(refusal: Refusal, scope: Any) -> tuple[int, Headers, bytes]:
         "detail": refusal.detail,
         "code": refusal.code,
         "request_id": request_id,
-        "retryable": refusal.status in (408, 503),
+        "retryable": refusal.status in (400, 408, 503),
         "errors": [],
     }
     headers = [("content-type", "application/problem+json"), ("x-request-id", request_id)]
     if refusal.retry_after is not None:
         headers.append(("retry-after", str(refusal.retry_after)))
-    if refusal.status in (408, 413) and scope.http_version.startswith("1"):
+    if refusal.status in (400, 408, 413) and scope.http_version.startswith("1"):
         # The rest of the body is not read.
         headers.append(("connection", "close"))
     return refusal.status, headers, json.dumps(content, separators=(",", ":")).encode()

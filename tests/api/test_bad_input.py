@@ -1,11 +1,14 @@
 """Bad input: every case is a 4xx problem with its code, and leaves no transfer and no event behind."""
 
 import json
+from io import BytesIO
 from typing import Any
 
 import pytest
 
 from accounts.models import Account
+from bankcore.api import read_body
+from bankcore.errors import MalformedJson
 from bankcore.view import View
 
 AMOUNTS = [
@@ -122,6 +125,15 @@ def test_a_compressed_body_is_refused(bank: Any, assert_refused: Any) -> None:
     response = bank.as_anna.order(bank.body(), content_encoding="gzip")
 
     assert_refused(response, 415, "unsupported_media_type")
+
+
+def test_a_body_that_is_shorter_than_it_says_is_refused(rf: Any) -> None:
+    """Whatever server is in front: Django reads what there is, and says nothing."""
+    short = {"CONTENT_LENGTH": "10", "wsgi.input": BytesIO(b"{}")}
+    request = rf.generic("POST", "/api/v1/transfers", b"{}", "application/json", **short)
+
+    with pytest.raises(MalformedJson, match="broke off"):
+        read_body(request, 100)
 
 
 def test_a_large_body_is_refused(bank: Any, assert_refused: Any) -> None:

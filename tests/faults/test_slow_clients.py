@@ -174,6 +174,25 @@ def _lookers(web: dict[str, Any]) -> int:
         return int(found.fetchall()[0][0])
 
 
+@pytest.mark.parametrize("sent", [0.1, 0.5])
+def test_the_beginning_of_a_file_is_not_taken_for_the_file(
+    web: dict[str, Any], client: httpx.Client, sent: float
+) -> None:
+    """A connection that breaks at the end of a row leaves what reads like a whole file with fewer rows."""
+    accounts = web["seed"]["accounts"]
+    row = f"{accounts[0]},{accounts[1]},EUR,7\n".encode()
+    file = b"debit_account,credit_account,currency,amount_minor\n" + row * 4_000
+    part = file[: 51 + len(row) * int(4_000 * sent)]
+    with _connect(web) as connection:
+        connection.sendall(_head(web, len(file), "/api/v1/batches", **{"Content-Type": "text/csv"}) + part)
+        connection.shutdown(socket.SHUT_WR)
+        status, problem = _answer(connection)
+
+    assert (status, problem["code"], problem["retryable"]) == (400, "body_incomplete", True)
+    listed = client.get("transfers", params={"account": accounts[1], "page_size": 200}).json()["results"]
+    assert not [transfer for transfer in listed if transfer["amount_minor"] == 7]
+
+
 def _memory_bytes(web: dict[str, Any]) -> int:
     """What all processes of web hold, by their proportional share."""
     parents = json.loads(Path(web["file"]).read_text())["pids"]["web"]
@@ -229,6 +248,9 @@ def test_a_batch_of_chunks_is_told_to_say_its_length(web: dict[str, Any]) -> Non
         ("/api/v1/tr%61nsfers", 200),
         ("/api/v1/transfers/%C3%A9%FF", 404),
         ("/%2e/", 404),
+        # Decoded once, as everybody on the way here does: else these were calls and pages by another name.
+        ("/api/v1/tr%2561nsfers", 404),
+        ("/%2561dmin/login/", 404),
     ],
 )
 def test_odd_addresses_reach_django_as_they_were_meant(web: dict[str, Any], path: str, status: int) -> None:

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from granian.rsgi import ProtocolClosed
 
 from bankcore import metrics
+from bankcore.environ import environ_of
 from bankcore.messaging import backpressure
 
 
@@ -172,6 +174,41 @@ def test_large_bodies_count_until_they_are_answered(front: Any, settings: Any, m
         return answers, door.front._held_bytes
 
     assert asyncio.run(two()) == ([[], [503], [], [202]], 0)
+
+
+@pytest.mark.parametrize(("client", "address"), [("127.0.0.1:9", "127.0.0.1"), ("[::1]:9", "::1")])
+def test_an_address_is_known_by_its_number_alone(client: str, address: str) -> None:
+    scope = _scope("/metrics", 0)
+    scope.client = client
+
+    assert environ_of(scope)["REMOTE_ADDR"] == address
+
+
+def test_a_path_is_what_granian_has_decoded() -> None:
+    assert environ_of(_scope("/%61dmin/é", 0))["PATH_INFO"] == "/%61dmin/é".encode().decode("latin-1")
+
+
+@pytest.mark.parametrize(("size", "pieces"), [(100_000, [b" " * 99_999]), (100_000, []), (10, [b"{}"])])
+def test_a_body_of_which_not_all_has_come_goes_no_further(front: Any, size: int, pieces: list[bytes]) -> None:
+    async def broken_off() -> list[int]:
+        exchange = _Exchange(pieces)
+        await front.Front(_django, threads=1, queue_max=1).__rsgi__(_scope("/api/v1/batches", size), exchange)
+        return exchange.answers
+
+    assert asyncio.run(broken_off()) == [400]
+
+
+def test_a_client_that_leaves_half_way_is_no_error(front: Any) -> None:
+    class _Left(_Exchange):
+        async def __call__(self) -> bytes:
+            raise ProtocolClosed
+
+    async def left() -> list[int]:
+        exchange = _Left([])
+        await front.Front(_django, threads=1, queue_max=1).__rsgi__(_scope("/api/v1/transfers", 10), exchange)
+        return exchange.answers
+
+    assert asyncio.run(left()) == [400]
 
 
 def test_the_same_token_is_the_same_client_however_it_is_written(front: Any) -> None:
