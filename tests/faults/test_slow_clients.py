@@ -179,7 +179,7 @@ def test_the_beginning_of_a_file_is_not_taken_for_the_file(
     web: dict[str, Any], client: httpx.Client, sent: float
 ) -> None:
     """A connection that breaks at the end of a row leaves what reads like a whole file with fewer rows."""
-    accounts = web["seed"]["accounts"]
+    accounts = web["seed"].accounts
     row = f"{accounts[0]},{accounts[1]},EUR,7\n".encode()
     file = b"debit_account,credit_account,currency,amount_minor\n" + row * 4_000
     part = file[: 51 + len(row) * int(4_000 * sent)]
