@@ -7,6 +7,7 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from django.core.exceptions import SuspiciousOperation
 from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
 from django.views import defaults
 from pydantic import BaseModel, ValidationError
@@ -26,6 +27,7 @@ Body = TypeVar("Body", bound=BaseModel)
 PROBLEM_JSON = "application/problem+json"
 ERRORS_MAX = 1000
 UNAVAILABLE_RETRY_SECONDS = 2
+BAD_REQUEST = "Nothing was changed. It breaks the rules of HTTP, names another host, or has over 1,000 parameters."
 INTERNAL = (
     "Something is wrong on our side; it has been logged under the request_id. An order with its key is safe to repeat."
 )
@@ -268,6 +270,8 @@ def problem_response(error: Exception, context: Mapping[str, Any] | None = None)
             return _framework_problem(error)
         case Http404():
             return problem(NotFound())
+        case SuspiciousOperation():
+            return _problem(400, "bad_request", detail=BAD_REQUEST)
         case _ if is_away(error):
             log.warning("the database is away: %s", error)
             return problem(Unavailable(retry_after=UNAVAILABLE_RETRY_SECONDS))
@@ -284,8 +288,9 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    detail = "Nothing was changed. The request breaks the rules of HTTP, or names another host than this one."
-    return _problem(400, "bad_request", detail=detail) if _is_api(request) else defaults.bad_request(request, exception)
+    if not _is_api(request):
+        return defaults.bad_request(request, exception)
+    return _problem(400, "bad_request", detail=BAD_REQUEST)
 
 
 def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:

@@ -14,8 +14,8 @@ LAG_SECONDS = 1.0
 # More new events than this are counted in part, and the part is taken for the whole.
 EVENTS_READ_MAX = 10_000
 
-# Open transfers have a table of their own; the count is bounded whatever waits there. What was scheduled stands in
-# front of risk from its day on: its events are older than a newcomer's, and so come first.
+# Open transfers have a table of their own, and the count stops; what is for later days is passed over row by row. From
+# its day on it stands in front of risk: its events are older than a newcomer's, and so come first.
 _WAITING = f"""
 SELECT count(*) FILTER (WHERE status <> 'approved'), count(*) FILTER (WHERE status = 'approved'),
        coalesce((SELECT id FROM messaging_event ORDER BY id DESC LIMIT 1), 0),

@@ -200,6 +200,12 @@ def test_a_wrong_query_is_refused(bank: Any, assert_refused: Any, query: str) ->
     assert_refused(bank.as_anna.get(f"transfers?{query}"), 400, "validation_error")
 
 
+def test_a_query_without_end_is_refused(bank: Any, assert_refused: Any) -> None:
+    query = "&".join(f"a{number}=1" for number in range(1_001))
+
+    assert_refused(bank.as_anna.get(f"transfers?{query}"), 400, "bad_request")
+
+
 @pytest.mark.parametrize(
     "text", ["'; DROP TABLE x; --", "{{7*7}}", "<script>", "=1+1", "Zoë 🎉 שלום", "e" + "\u0301" * 99]
 )
