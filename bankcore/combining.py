@@ -1,16 +1,24 @@
-"""Let threads that ask for the same kind of work at the same time have it done by one of them, in one go.
+"""Have what comes at the same time done in one go: one database transaction costs about as much for a dozen as for one.
 
-One database transaction costs about as much for a dozen rows as for one. The first thread leads: it takes what waits,
-its own item included, works, and hands out the results. What arrives meanwhile waits and is the next lot, so lots grow
-with the load and a lone item never waits. Where lots follow one another closely, the next is put off a little: a lot of
-a few costs hardly more than a lot of one, and what it saves is wanted most when everything is slow.
+The first that comes is worked on at once. What arrives meanwhile waits and is the next lot, so lots grow with the load
+and a lone item never waits. Where lots follow one another closely, the next is put off a little: a lot of a few costs
+hardly more than a lot of one, and what it saves is wanted most when everything is slow.
 """
 
-import threading
+import asyncio
+import logging
 import time
+from asyncio import sleep
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from django.http import HttpResponse
+
+from bankcore.pool import Exchange, Headers
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -23,85 +31,116 @@ LONE_LOTS = 8
 # How much the newest lot counts in how long one usually takes.
 NEWEST_PART = 0.2
 
+# Under this name in a request's environ the front offers to do a part of it together with those of others.
+OFFER = "bankcore.offer"
 
-class _Ticket(Generic[Item, Result]):
-    """One thread's item; `asleep` is released when there is a result, or the lead, or a reason to go alone."""
 
-    __slots__ = ("alone", "asleep", "item", "leads", "results")
+@dataclass(slots=True)
+class Part:
+    """What a view leaves to be done together with the same of other requests.
 
-    def __init__(self, item: Item) -> None:
-        self.item = item
-        # A bare lock, taken twice by a follower: an Event wakes it at several times the price.
-        self.asleep = threading.Lock()
-        self.asleep.acquire()
-        self.results: list[Result] = []
-        self.leads = False
-        self.alone = False
+    `work` takes items of several requests and gives one result each, in the same order; it must bear repetition.
+    `answer` makes the answer of the result, or None if that takes another look; `alone` does it all by itself, and
+    is called then, or if the work of the lot failed: so one request's error never reaches another. The headers that
+    every answer to the request has are those of the view's.
+    """
+
+    work: Callable[[Sequence[Any]], Sequence[Any]]
+    item: Any
+    answer: Callable[[Any], HttpResponse | None]
+    alone: Callable[[], HttpResponse]
+
+
+@dataclass(slots=True)
+class Offer:
+    """What the front offers: a view may leave a part, and an answer that is not sent but for its headers."""
+
+    part: Part | None = None
+
+
+@dataclass(slots=True)
+class Started:
+    """A request whose view left a part, and the headers of its answer so far."""
+
+    exchange: Exchange
+    headers: Headers
+    part: Part
+    is_answered: bool = False
+
+    def answer(self, result: Any) -> None:
+        """Answer by the result of a lot, unless that takes another look."""
+        try:
+            response = self.part.answer(result)
+        except Exception:
+            log.exception("no answer can be made of a lot's result")
+            return
+        if response is not None:
+            self._send(response)
+
+    def answer_alone(self) -> None:
+        self._send(self.part.alone())
+
+    def _send(self, response: HttpResponse) -> None:
+        headers = [(name.lower(), value) for name, value in response.items()]
+        headers += [header for header in self.headers if header[0] != "content-type"]
+        self.exchange.response_bytes(response.status_code, headers, response.content)
+        self.is_answered = True
+
+
+def answer_together(requests: Sequence[Started]) -> None:
+    """Do the parts of these requests, all of one kind, and answer. Those that are not answered are left to go alone."""
+    if not requests:
+        return
+    try:
+        results = requests[0].part.work([request.part.item for request in requests])
+    except Exception:
+        # Whatever it is, alone it comes again to the one whose own error it is.
+        return
+    for request, result in zip(requests, results, strict=True):
+        request.answer(result)
 
 
 class Combiner(Generic[Item, Result]):
-    """`work` takes a lot of items and answers one result each, in the same order."""
+    """Lives on one event loop. `work` takes a lot of items and gives one result each, in the same order."""
 
-    def __init__(self, work: Callable[[Sequence[Item]], Sequence[Result]], *, lot_max: int) -> None:
+    def __init__(self, work: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], *, lot_max: int) -> None:
         self._work = work
         self._lot_max = lot_max
-        self._lock = threading.Lock()
-        self._waiting: deque[_Ticket[Item, Result]] = deque()
-        self._is_led = False
-        # Of those who lead, one after the other.
+        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._working: asyncio.Task[None] | None = None
+        # Of the lots, one after the other.
         self._began = self._usual_seconds = 0.0
         self._lone = LONE_LOTS
 
-    def submit(self, item: Item) -> Result:
-        """Do the work for this item, together with others' where there are any, and return its result.
+    async def run(self, item: Item) -> Result:
+        """Have this item worked on, with others where there are any, and return its result. Raises what the lot did."""
+        result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, result))
+        if self._working is None:
+            self._working = asyncio.create_task(self._work_off())
+        return await result
 
-        If a lot fails, each of its items is worked on again by its own thread and alone: so the work must bear
-        repetition, and one item's error never reaches another.
-        """
-        ticket: _Ticket[Item, Result] = _Ticket(item)
-        with self._lock:
-            self._waiting.append(ticket)
-            ticket.leads, self._is_led = not self._is_led, True
-        if not ticket.leads:
-            ticket.asleep.acquire()
-        if ticket.leads:
-            self._lead()
-        if ticket.alone:
-            return self._work([item])[0]
-        return ticket.results[0]
-
-    def _lead(self) -> None:
-        """Work on one lot, of which the leader's ticket is the first, and pass the lead on."""
-        self._put_off()
-        with self._lock:
+    async def _work_off(self) -> None:
+        while self._waiting:
+            if (ahead := self._ahead_seconds()) > 0:
+                await sleep(ahead)
             lot = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._lot_max))]
-        self._lone = self._lone + 1 if len(lot) == 1 else 0
-        self._began = time.monotonic()
-        try:
-            for ticket, result in zip(lot, self._work([ticket.item for ticket in lot]), strict=True):
-                ticket.results.append(result)
-        except Exception:
-            if len(lot) == 1:
-                raise
-        finally:
+            self._lone = self._lone + 1 if len(lot) == 1 else 0
+            self._began = time.monotonic()
+            try:
+                results = await self._work([item for item, _ in lot])
+                for (_, waiting), result in zip(lot, results, strict=True):
+                    # That of a client who has gone is done already.
+                    if not waiting.done():
+                        waiting.set_result(result)
+            except Exception as error:
+                for _, waiting in lot:
+                    if not waiting.done():
+                        waiting.set_exception(error)
             self._usual_seconds += NEWEST_PART * (time.monotonic() - self._began - self._usual_seconds)
-            self._pass_on(lot)
+        self._working = None
 
-    def _put_off(self) -> None:
-        if self._lone < LONE_LOTS:
-            pace = min(self._usual_seconds * PACE_TIMES, PACE_SECONDS_MAX)
-            if (ahead := self._began + pace - time.monotonic()) > 0:
-                time.sleep(ahead)
-
-    def _pass_on(self, lot: Sequence[_Ticket[Item, Result]]) -> None:
-        with self._lock:
-            following = self._waiting[0] if self._waiting else None
-            self._is_led = following is not None
-            if following is not None:
-                following.leads = True
-                following.asleep.release()
-        for ticket in lot:
-            ticket.alone = not ticket.results
-            # The leader of this lot is not asleep any more, or has never been.
-            if not ticket.leads:
-                ticket.asleep.release()
+    def _ahead_seconds(self) -> float:
+        if self._lone >= LONE_LOTS:
+            return 0.0
+        return self._began + min(self._usual_seconds * PACE_TIMES, PACE_SECONDS_MAX) - time.monotonic()

@@ -10,7 +10,9 @@ import logging
 import os
 import resource
 import signal
+from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -19,6 +21,7 @@ from django.utils.module_loading import import_string
 from granian.rsgi import ProtocolClosed
 
 from bankcore import metrics
+from bankcore.combining import OFFER, Combiner, Offer, Started, answer_together
 from bankcore.environ import environ_of
 from bankcore.errors import PayloadTooLarge
 from bankcore.garbage import collect_rarely
@@ -48,6 +51,7 @@ BULK_PATIENCE = 10
 LINE_PART = 4
 # One in so many threads at most answers those whose wait is over.
 AGAIN_PART = 3
+LOT_MAX = 64
 
 
 class Refusal(Exception):
@@ -73,12 +77,21 @@ def _too_large() -> Refusal:
     return Refusal(413, PayloadTooLarge.code, PayloadTooLarge.title, PayloadTooLarge.detail)
 
 
+_Request = tuple[Environ, Exchange, asyncio.AbstractEventLoop]
+# None: it is answered.
+_Outcome = Started | Exception | None
+
+
 class Front:
     """One per process. `application` is a WSGI callable that runs in `threads` threads."""
 
     def __init__(self, application: Any, *, threads: int, queue_max: int) -> None:
         self.application = application
-        self._pool = Pool(self._answer, threads=threads)
+        self._pool = Pool(threads=threads)
+        # Single transfers are looked at and written down by one thread, lot by lot: one that wakes up for each costs
+        # more than what it does then.
+        self._writer = Pool(threads=1)
+        self._together: Combiner[_Request, _Outcome] = Combiner(self._write, lot_max=LOT_MAX)
         self._open_max = threads + queue_max
         self._open = 0
         self._again = asyncio.Semaphore(max(1, threads // AGAIN_PART))
@@ -115,7 +128,7 @@ class Front:
             if priority is not None and (seconds := backpressure.turned_away(priority)) is not None:
                 raise _overloaded(seconds)
             patience = environ[PATIENCE] = Patience()
-            await self._run(environ, exchange, len(body), self._turns.get(priority) if priority else None)
+            await self._run(environ, exchange, len(body), priority)
             if patience.seat is not None:
                 await self._ask_again(environ, exchange, patience.seat)
         except NoTurn as missed:
@@ -126,9 +139,10 @@ class Front:
             # Under no name that outlives this: it would keep this call, and the call it, until garbage is looked for.
             _refuse(refused, scope, exchange)
 
-    async def _run(self, environ: Environ, exchange: Exchange, size: int, turns: Turns | None = None) -> None:
+    async def _run(self, environ: Environ, exchange: Exchange, size: int, priority: Priority | None) -> None:
         held = size if size > SMALL_BYTES else 0
         self._held_bytes += held
+        turns = self._turns.get(priority) if priority else None
         try:
             async with turns.turn(_client_of(environ)) if turns else nullcontext():
                 # Who waits for a turn takes no place from those who need none.
@@ -136,11 +150,26 @@ class Front:
                     raise NoTurn(BUSY_RETRY_SECONDS)
                 self._open += 1
                 try:
-                    await self._pool.run(environ, exchange)
+                    await self._handle(environ, exchange, together=priority is Priority.INTERACTIVE)
                 finally:
                     self._open -= 1
         finally:
             self._held_bytes -= held
+
+    async def _handle(self, environ: Environ, exchange: Exchange, *, together: bool) -> None:
+        request = environ, exchange, asyncio.get_running_loop()
+        if not together:
+            await self._pool.run(partial(self._answer, *request))
+            return
+        environ[OFFER] = Offer()
+        started = await self._together.run(request)
+        if isinstance(started, Exception):
+            raise started
+        if started is not None and not started.is_answered:
+            await self._pool.run(started.answer_alone)
+
+    async def _write(self, lot: Sequence[_Request]) -> Sequence[_Outcome]:
+        return await self._writer.run(partial(self._answer_lot, lot))
 
     async def _ask_again(self, environ: Environ, exchange: Exchange, seat: Seat) -> None:
         """Ask the view once more when its wait is over, which may be so for hundreds in the same moment.
@@ -153,7 +182,8 @@ class Front:
                 # Whoever waited less than asked for is answered like one who found no seat.
                 environ[PATIENCE] = Patience(is_over=not self._is_stopping)
                 async with self._again:
-                    await self._pool.run(environ, exchange, first=True)
+                    answer = partial(self._answer, environ, exchange, asyncio.get_running_loop())
+                    await self._pool.run(answer, first=True)
         finally:
             seat.leave()
 
@@ -201,8 +231,20 @@ class Front:
             self._held_bytes -= len(body)
         return bytes(body)
 
-    def _answer(self, environ: Environ, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> None:
-        """Run in a thread of the pool: let Django answer, and hand its answer over."""
+    def _answer_lot(self, lot: Sequence[_Request]) -> Sequence[_Outcome]:
+        """Run in the writer's thread: answer these requests, and return what is left to be done alone."""
+        outcomes = [self._try(request) for request in lot]
+        answer_together([outcome for outcome in outcomes if isinstance(outcome, Started)])
+        return outcomes
+
+    def _try(self, request: _Request) -> _Outcome:
+        try:
+            return self._answer(*request)
+        except Exception as error:
+            return error
+
+    def _answer(self, environ: Environ, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> Started | None:
+        """Run in a thread: let Django answer, and hand its answer over, unless it left a part to be done."""
         began: list[tuple[int, Headers]] = []
 
         def start_response(status: str, headers: Headers, *_: Any) -> None:
@@ -213,13 +255,16 @@ class Front:
             status, headers = began[0]
             if environ[PATIENCE].seat is not None and not environ[PATIENCE].is_over:
                 # The view is asked again when its wait is over.
-                return
+                return None
+            if OFFER in environ and environ[OFFER].part is not None:
+                return Started(exchange, headers, environ[OFFER].part)
             if getattr(parts, "streaming", False):
                 transport = exchange.response_stream(status, headers)
                 for piece in parts:
                     asyncio.run_coroutine_threadsafe(_send(transport, piece), loop).result()
             else:
                 exchange.response_bytes(status, headers, b"".join(parts))
+            return None
         finally:
             if close := getattr(parts, "close", None):
                 close()

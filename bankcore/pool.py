@@ -1,4 +1,4 @@
-"""The threads behind the front, each of which answers one complete request at a time."""
+"""The threads behind the front, each of which answers one complete request at a time, or one lot of them."""
 
 import asyncio
 import threading
@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 Environ = dict[str, Any]
 Headers = list[tuple[str, str]]
@@ -22,35 +22,36 @@ class Exchange(Protocol):
     def response_stream(self, status: int, headers: Headers) -> Any: ...
 
 
-_Waiting = tuple[Environ, Exchange, asyncio.Future[None]]
+Result = TypeVar("Result")
+Work = Callable[[], Any]
+_Waiting = tuple[Work, asyncio.Future[Any]]
 
 
 class Pool:
-    """Threads that answer requests. A pool of futures does the same for several locks and a wake-up more a request."""
+    """Threads that do what they are given. A pool of futures does the same for several locks and a wake-up more."""
 
-    def __init__(self, answer: Callable[[Environ, Exchange, asyncio.AbstractEventLoop], None], *, threads: int) -> None:
-        self._answer = answer
+    def __init__(self, *, threads: int) -> None:
         # None stands for one of those who go first: it wakes a thread for it, if none has come by before.
         self._waiting: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._first: deque[_Waiting] = deque()
-        # What was answered, for the loop: several at a time, where several are done before it looks.
-        self._done: deque[tuple[asyncio.Future[None], Exception | None]] = deque()
+        # What was done, for the loop: several at a time, where several are done before it looks.
+        self._done: deque[tuple[asyncio.Future[Any], Any, Exception | None]] = deque()
         self._is_waking = False
         self._missing = threads
 
-    async def run(self, environ: Environ, exchange: Exchange, *, first: bool = False) -> None:
-        """Let a thread answer (the next free one if `first`), and return when it has. Raises what that raised."""
+    async def run(self, work: Callable[[], Result], *, first: bool = False) -> Result:
+        """Let a thread (the next free one if `first`) do the work; return what it returns, and raise what it raises."""
         while self._missing:
             # Not before: a process that forks takes no threads along.
             threading.Thread(target=self._work, name=f"web-{self._missing}", daemon=True).start()
             self._missing -= 1
-        answered = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         if first:
-            self._first.append((environ, exchange, answered))
+            self._first.append((work, done))
             self._waiting.put(None)
         else:
-            self._waiting.put((environ, exchange, answered))
-        await answered
+            self._waiting.put((work, done))
+        return await done
 
     def _work(self) -> None:
         while True:
@@ -62,25 +63,25 @@ class Pool:
             if waiting is not None:
                 self._handle(*waiting)
 
-    def _handle(self, environ: Environ, exchange: Exchange, answered: "asyncio.Future[None]") -> None:
-        loop, failed = answered.get_loop(), None
+    def _handle(self, work: Work, done: asyncio.Future[Any]) -> None:
+        result, failed = None, None
         try:
-            self._answer(environ, exchange, loop)
+            result = work()
         except Exception as error:
             failed = error
-        self._done.append((answered, failed))
+        self._done.append((done, result, failed))
         # Whoever finds it set comes before it is cleared, and what is done is looked at after that.
         if not self._is_waking:
             self._is_waking = True
-            loop.call_soon_threadsafe(self._tell)
+            done.get_loop().call_soon_threadsafe(self._tell)
 
     def _tell(self) -> None:
         self._is_waking = False
         while self._done:
-            answered, failed = self._done.popleft()
-            if answered.done():
+            done, result, failed = self._done.popleft()
+            if done.done():
                 continue
             if failed is None:
-                answered.set_result(None)
+                done.set_result(result)
             else:
-                answered.set_exception(failed)
+                done.set_exception(failed)

@@ -192,8 +192,8 @@ RATE_LIMIT_CLIENTS = {
     client: parse_limit(limit) for client, limit in env.dict("RATE_LIMIT_CLIENTS", default={}).items()
 }
 
-# Threads per web process. Those that order at the same time share a statement and a commit, so more than processors
-# is right.
+# Threads per web process, which wait for the database most of the time: so more than processors is right. Single
+# transfers have one of their own (bankcore/front.py).
 WEB_THREADS = env.int("WEB_THREADS", default=12)
 # Batches that one process takes in at the same time, and the time for waiting and work (bankcore/turns.py).
 WEB_BATCHES_AT_ONCE = env.int("WEB_BATCHES_AT_ONCE", default=1)

@@ -8,10 +8,7 @@ from datetime import UTC, date, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.db import connection
-
 from accounts.access import Client
-from bankcore.combining import Combiner
 from bankcore.database import fetch_all
 from bankcore.errors import BankError, Unavailable
 from bankcore.identifiers import new_id, parse_id
@@ -54,7 +51,7 @@ class Accepted:
     replayed: bool
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """An order as the statement takes it, column by column; absent values are '', 0 or the id of nobody."""
 
     id: UUID
@@ -78,7 +75,6 @@ class _Row(NamedTuple):
 
 
 _NOBODY = UUID(int=0)
-ORDERS_AT_ONCE_MAX = 64
 _accept_seconds, _accepted = stage_seconds.labels("accept"), admission.labels("accepted")
 
 # One statement is one transaction and one round trip, which is why this does not go through outbox.record. It leaves
@@ -121,17 +117,53 @@ SELECT id, created_at FROM accepted
 """
 
 
-def _write(rows: Sequence[_Row]) -> list[datetime | None]:
+def write(rows: Sequence[Row]) -> list[datetime | None]:
     """Write the orders down, with their events; answer when each was accepted, or None where it was not."""
     written = dict(fetch_all(_ACCEPT, [list(column) for column in zip(*rows, strict=True)], keep_plan=True))
     return [written.get(row.id) for row in rows]
 
 
-# Requests that this process has at the same time share one statement and one commit. Each still gets its own answer,
-# after that commit; and what goes wrong with one is found out by that one alone.
-_together: Combiner[_Row, datetime | None] = Combiner(_write, lot_max=ORDERS_AT_ONCE_MAX)
 _BY_KEY = "SELECT id, fingerprint, created_at FROM transfers_transfer WHERE client = %s AND idempotency_key = %s"
 _BY_EXTERNAL_ID = "SELECT id FROM transfers_transfer WHERE client = %s AND external_id = %s::text"
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """One order that comes in. What a row written together with others' needs, and what to make of the result."""
+
+    order: TransferOrder
+    client: Client
+    idempotency_key: str
+    fingerprint: bytes
+    transfer_id: UUID
+    started: float
+
+    @classmethod
+    def of(cls, order: TransferOrder, *, client: Client, idempotency_key: str) -> "Intake":
+        return cls(order, client, idempotency_key, order.fingerprint(), new_id(), time.monotonic())
+
+    def row(self) -> Row:
+        """The order for `write`, which may be repeated, together with others' or alone."""
+        return _row(self.transfer_id, self.order, self.client, self.idempotency_key, self.fingerprint)
+
+    def accepted(self, created_at: datetime) -> Accepted:
+        """Say how the transfer began that was written down at this moment, and count it."""
+        transfer = _as_accepted(self.order, self.transfer_id, created_at)
+        _accept_seconds.observe(time.monotonic() - self.started)
+        _accepted.inc()
+        count_transfers([(str(transfer.status), "")])
+        return Accepted(transfer, replayed=False)
+
+    def accept(self) -> Accepted:
+        """Write it down by itself; as accept_transfer says."""
+        created_at = None if too_late(self.order) else write([self.row()])[0]
+        if created_at is not None:
+            return self.accepted(created_at)
+        # A repetition gets its first answer, whatever has become of the accounts since.
+        if earlier := _replay(self.order, self.client, self.idempotency_key, self.fingerprint):
+            return earlier
+        admission.labels("refused").inc()
+        raise _why_not(self.order, self.client)
 
 
 def accept_transfer(order: TransferOrder, *, client: Client, idempotency_key: str) -> Accepted:
@@ -144,29 +176,11 @@ def accept_transfer(order: TransferOrder, *, client: Client, idempotency_key: st
         ExternalIdReused: another transfer of this client has the external_id.
         BankError: the accounts do not allow it (`orders.refusal`).
     """
-    started = time.monotonic()
-    fingerprint = order.fingerprint()
-    transfer_id = new_id()
-    created_at = None
-    if not too_late(order):
-        row = _row(transfer_id, order, client, idempotency_key, fingerprint)
-        # Inside a transaction of the caller's, others' orders would have to wait for its end.
-        created_at = _write([row])[0] if connection.in_atomic_block else _together.submit(row)
-    if created_at is None:
-        # A repetition gets its first answer, whatever has become of the accounts since.
-        if earlier := _replay(order, client, idempotency_key, fingerprint):
-            return earlier
-        admission.labels("refused").inc()
-        raise _why_not(order, client)
-    transfer = _as_accepted(order, transfer_id, created_at)
-    _accept_seconds.observe(time.monotonic() - started)
-    _accepted.inc()
-    count_transfers([(str(transfer.status), "")])
-    return Accepted(transfer, replayed=False)
+    return Intake.of(order, client=client, idempotency_key=idempotency_key).accept()
 
 
-def _row(transfer_id: UUID, order: TransferOrder, client: Client, idempotency_key: str, fingerprint: bytes) -> _Row:
-    return _Row(
+def _row(transfer_id: UUID, order: TransferOrder, client: Client, idempotency_key: str, fingerprint: bytes) -> Row:
+    return Row(
         id=transfer_id,
         namespace=client.namespace,
         actor=client.name,

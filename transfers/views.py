@@ -1,17 +1,21 @@
 """The transfer calls of the API: parse, authorize, call the verb, answer."""
 
 import re
+from contextvars import copy_context
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from django.conf import settings
+from django.db import connection
 from django.http import HttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 
 from accounts.access import find_account
 from accounts.balances import posted_minor_at
-from bankcore.api import read_model, read_query
+from bankcore.api import problem_response, read_model, read_query
+from bankcore.combining import OFFER, Part
 from bankcore.cursors import NewestFirst, OldestFirst
 from bankcore.errors import BankError, FieldError, Invalid, NotFound
 from bankcore.messaging.backpressure import Priority, admit, check, priority_of
@@ -20,12 +24,13 @@ from bankcore.moments import parse_moment
 from bankcore.seats import PATIENCE
 from bankcore.view import View
 from bankcore.wire import Problem, body_bytes, json_response
+from transfers import intake
 from transfers import serializers as shapes
 from transfers.batches import accept_batch, status_counts
 from transfers.cancellation import cancel_transfer
 from transfers.errors import BatchTooLarge, IdempotencyKeyInvalid, IdempotencyKeyMissing
-from transfers.intake import accept_transfer
-from transfers.orders import TransferOrder
+from transfers.intake import Accepted, Intake
+from transfers.orders import TransferOrder, too_late
 from transfers.pending import read_balance
 from transfers.search import find_batch, find_transfer, is_payer, transfer_sources
 from transfers.states import Status
@@ -115,9 +120,32 @@ class Transfers(View):
         self.spend("transfers", request.user.namespace)
         admit(request.user.namespace, 1, Priority.INTERACTIVE)
         order = read_model(request, TransferOrder, settings.REQUEST_BYTES_MAX)
-        done = accept_transfer(order, client=request.user, idempotency_key=key)
-        content = shapes.show_transfer(done.transfer)
-        return _accepted(content, f"/api/v1/transfers/{done.transfer.id}", replayed=done.replayed)
+        asked = Intake.of(order, client=request.user, idempotency_key=key)
+        if (offer := request.META.get(OFFER)) is None or too_late(order):
+            return _taken(asked.accept())
+        offer.part = _part(asked)
+        return HttpResponse()
+
+
+def _taken(done: Accepted) -> HttpResponse:
+    content = shapes.show_transfer(done.transfer)
+    return _accepted(content, f"/api/v1/transfers/{done.transfer.id}", replayed=done.replayed)
+
+
+def _part(asked: Intake) -> Part:
+    """Leave the writing of an order to be done together with others'."""
+
+    def answer(created_at: datetime | None) -> HttpResponse | None:
+        return None if created_at is None else _taken(asked.accepted(created_at))
+
+    def alone() -> HttpResponse:
+        connection.close_if_unusable_or_obsolete()
+        try:
+            return _taken(asked.accept())
+        except Exception as error:
+            return problem_response(error)
+
+    return Part(intake.write, asked.row(), answer, partial(copy_context().run, alone))
 
 
 class OneTransfer(View):

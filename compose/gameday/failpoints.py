@@ -54,10 +54,10 @@ class Failpoints(AppConfig):
         from bankcore.messaging.publisher import Publisher
         from notifications import tasks, webhooks
         from notifications.channels import email
-        from transfers import posting, views
+        from transfers import intake, posting
         from transfers.risk import screening
 
-        _wrap(views, "accept_transfer", after="web-after-commit")
+        _wrap(intake, "write", after="web-after-commit")
         _wrap(Publisher, "publish", before="relay-before-publish", after="relay-after-publish")
         _wrap(screening, "screen", inside="risk-before-commit", after="risk-after-commit")
         _wrap(posting, "_post", inside="posting-before-commit", after="posting-after-commit")

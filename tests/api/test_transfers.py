@@ -1,7 +1,6 @@
 """Taking transfers: one order becomes one transfer and one event, however often and however parallel it is sent."""
 
 import json
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -120,55 +119,6 @@ def test_fifty_parallel_repetitions_make_one_transfer(bank: Any, external_id: An
     assert len({content for _, content, _ in answers}) == 1
     assert Counter(replayed for _, _, replayed in answers) == {True: 49, False: 1}
     assert written() == (1, 0, 1)
-
-
-@pytest.mark.django_db(transaction=True)
-def test_orders_at_once_share_statements_and_each_gets_its_own_answer(
-    bank: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write, lots = intake._together._work, []
-
-    def slowly(rows: Any) -> Any:
-        lots.append(len(rows))
-        time.sleep(0.05)
-        return write(rows)
-
-    monkeypatch.setattr(intake._together, "_work", slowly)
-    frozen = Account.objects.create(customer=bank.anna, currency="EUR", status="frozen")
-    bodies = [
-        *(bank.body(amount_minor=number, reference=f"r-{number}", metadata={"n": number}) for number in range(1, 21)),
-        bank.body(debit_account=str(frozen.id)),
-        bank.body(credit_account="nobody"),
-        bank.body(debit_account=str(bank.brunos.id), credit_account=str(bank.annas.id)),
-        *[bank.body(external_id="one", execute_on="2999-01-01")] * 2,
-    ]
-
-    def send(body: Any) -> Any:
-        try:
-            return bank.as_anna.order(body)
-        finally:
-            connections.close_all()
-
-    with ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(send, bodies))
-
-    assert [a.status_code for a in answers[:20]] == [202] * 20
-    shown = [(a.json()["amount_minor"], a.json()["reference"], a.json()["metadata"]) for a in answers[:20]]
-    assert shown == [(number, f"r-{number}", {"n": number}) for number in range(1, 21)]
-    assert [a.json()["code"] for a in answers[20:23]] == ["account_frozen", "account_not_found", "account_not_found"]
-    assert sorted(a.status_code for a in answers[23:]) == [202, 409]
-    assert written() == (21, 0, 21)
-    stored = Transfer.objects.values_list("id", "amount_minor", "status", "execute_on")
-    assert {str(i): amount for i, amount, *_ in stored.filter(execute_on=None)} == {
-        a.json()["id"]: a.json()["amount_minor"] for a in answers[:20]
-    }
-    assert stored.exclude(execute_on=None).values_list("status", flat=True).get() == "scheduled"
-    # Event by event the transfer's own facts.
-    for event in Event.objects.filter(type="transfer.accepted"):
-        transfer = Transfer.objects.get(id=event.subject)
-        assert event.data == {"amount_minor": transfer.amount_minor, "currency": "EUR"}
-        assert (event.partition_key, event.request_id) == (str(bank.annas.id), transfer.request_id)
-    assert len(lots) < len(bodies)
 
 
 def test_accepting_takes_one_statement(bank: Any, monkeypatch: pytest.MonkeyPatch) -> None:

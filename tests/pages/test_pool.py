@@ -4,52 +4,56 @@ import asyncio
 import random
 import threading
 import time
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import pytest
 
 from bankcore.pool import Pool
 
 
-def answer(environ: dict[str, Any], exchange: Any, loop: asyncio.AbstractEventLoop) -> None:
-    if environ["number"] % 7 == 3:
-        raise ValueError(environ["number"])
+def answer(number: int, answered: list[int]) -> int:
+    if number % 7 == 3:
+        raise ValueError(number)
     time.sleep(random.random() / 2000)
-    exchange.append(environ["number"])
+    answered.append(number)
+    return 2 * number
 
 
 @pytest.mark.parametrize("threads", [1, 8])
 def test_all_are_answered_and_an_error_reaches_its_own_request_only(threads: int) -> None:
-    pool, answered = Pool(answer, threads=threads), list[int]()
+    pool, answered = Pool(threads=threads), list[int]()
 
     async def ask_all() -> list[Any]:
         # A wake-up of the loop that is lost leaves one of them waiting: then this times out.
         async with asyncio.timeout(30):
             return await asyncio.gather(
-                *(pool.run({"number": n}, answered) for n in range(2000)), return_exceptions=True
+                *(pool.run(partial(answer, n, answered)) for n in range(2000)), return_exceptions=True
             )
 
     results = asyncio.run(ask_all())
 
-    assert [n for n, result in enumerate(results) if result is not None] == [n for n in range(2000) if n % 7 == 3]
-    assert all(isinstance(result, ValueError) and result.args == (n,) for n, result in enumerate(results) if result)
+    refused = {n: result for n, result in enumerate(results) if isinstance(result, ValueError)}
+    assert list(refused) == [n for n in range(2000) if n % 7 == 3]
+    assert all(error.args == (n,) for n, error in refused.items())
+    assert all(result == 2 * n for n, result in enumerate(results) if n not in refused)
     assert sorted(answered) == [n for n in range(2000) if n % 7 != 3]
 
 
 def test_who_goes_first_is_answered_next() -> None:
     answered, busy, go_on = list[int](), threading.Event(), threading.Event()
 
-    def wait_at_first(environ: dict[str, Any], exchange: Any, loop: asyncio.AbstractEventLoop) -> None:
-        if environ["number"] == 0:
+    def wait_at_first(number: int) -> None:
+        if number == 0:
             busy.set()
             go_on.wait(10)
-        answered.append(environ["number"])
+        answered.append(number)
 
     async def ask_all() -> None:
-        pool, exchange = Pool(wait_at_first, threads=1), cast(Any, None)
-        asked = [asyncio.create_task(pool.run({"number": 0}, exchange))]
+        pool = Pool(threads=1)
+        asked = [asyncio.create_task(pool.run(partial(wait_at_first, 0)))]
         await asyncio.to_thread(busy.wait, 10)
-        asked += [asyncio.create_task(pool.run({"number": n}, exchange, first=n > 3)) for n in range(1, 6)]
+        asked += [asyncio.create_task(pool.run(partial(wait_at_first, n), first=n > 3)) for n in range(1, 6)]
         await asyncio.sleep(0)
         go_on.set()
         async with asyncio.timeout(10):
@@ -62,11 +66,11 @@ def test_who_goes_first_is_answered_next() -> None:
 
 
 def test_a_client_that_has_gone_costs_the_others_nothing() -> None:
-    pool, answered = Pool(answer, threads=1), list[int]()
+    pool, answered = Pool(threads=1), list[int]()
 
     async def go_away() -> None:
-        gone = asyncio.create_task(pool.run({"number": 0}, answered))
-        staying = asyncio.create_task(pool.run({"number": 1}, answered))
+        gone = asyncio.create_task(pool.run(partial(answer, 0, answered)))
+        staying = asyncio.create_task(pool.run(partial(answer, 1, answered)))
         await asyncio.sleep(0)
         gone.cancel()
         async with asyncio.timeout(10):
