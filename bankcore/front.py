@@ -272,7 +272,8 @@ class Front:
 
 def intake_of(scope: Any, size: int) -> Priority | None:
     """Say what kind of intake a request is, by its address and its size alone; None for everything else."""
-    if scope.method != "POST" or scope.path not in (SINGLE, BATCH):
+    # In any letters, as Django takes them: who writes `post` does not go past the line.
+    if scope.method.upper() != "POST" or scope.path not in (SINGLE, BATCH):
         return None
     return Priority.INTERACTIVE if scope.path == SINGLE else priority_of(0, size)
 

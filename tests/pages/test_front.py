@@ -164,6 +164,14 @@ def test_batches_that_wait_for_a_turn_shut_out_no_single_transfer(front: Any, se
     assert single == [202]
 
 
+@pytest.mark.parametrize("method", ["POST", "post", "pOST"])
+def test_a_batch_is_one_however_its_method_is_written(front: Any, method: str) -> None:
+    scope = _scope("/api/v1/batches", 100)
+    scope.method = method
+
+    assert front.intake_of(scope, 100) is backpressure.Priority.BATCH
+
+
 def test_large_bodies_count_until_they_are_answered(front: Any, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(front, "HELD_BYTES_MAX", 150_000)
 
