@@ -253,7 +253,7 @@ DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="bankcore <no-reply@b
 
 # Webhooks: the whole call, how many calls one worker has open to one endpoint at a time, and how many all workers make.
 WEBHOOK_TIMEOUT_SECONDS = env.float("WEBHOOK_TIMEOUT_SECONDS", default=10.0)
-WEBHOOK_ENDPOINT_CALLS = env.int("WEBHOOK_ENDPOINT_CALLS", default=20)
+WEBHOOK_ENDPOINT_CALLS = env.int("WEBHOOK_ENDPOINT_CALLS", default=60)
 WEBHOOK_ENDPOINT_RATE = env.rate("WEBHOOK_ENDPOINT_RATE")
 # For a test or a look on one machine only: endpoints on the loopback, also without TLS.
 WEBHOOK_ALLOW_LOOPBACK = env.bool("WEBHOOK_ALLOW_LOOPBACK", default=False)

@@ -149,6 +149,11 @@ class WebhookDelivery(models.Model):
                 fields=["endpoint", "lane", "event"], condition=Q(state="pending"), name="webhookdelivery_order"
             ),
             models.Index(fields=["id"], condition=Q(state="pending"), name="webhookdelivery_pending"),
+            models.Index(
+                fields=["endpoint"],
+                condition=Q(state="pending", claimed_until__isnull=False),
+                name="webhookdelivery_in_hand",
+            ),
         ]
         constraints = [models.UniqueConstraint(fields=["event", "endpoint"], name="webhookdelivery_once")]
 

@@ -18,6 +18,7 @@ from bankcore.messaging import outbox
 from bankcore.messaging.pause import is_infrastructure
 from bankcore.moments import format_moment
 from notifications.channels.webhook import START_SECONDS_MAX, Call, Outcome, sending
+from notifications.crowds import crowded, leave
 from transfers.events import TransferFact, load_facts
 
 PENDING = "webhook.pending"
@@ -98,14 +99,19 @@ def _claim(delivery_ids: Sequence[int]) -> list[Call]:
     alive = [w for w in waiting if endpoints[w.endpoint][1] == "active"]
     # Its worker may have died with it: looked at again when the lease is over.
     outbox.postpone([PENDING], [str(w.id) for w in alive if w.is_in_hand], _lease_seconds())
-    closed, claimed = set(), []
+    crowd = crowded({w.endpoint for w in alive})
+    closed, claimed, left = set(), list[_Waiting](), dict[UUID, list[int]]()
     for one in alive:
         lane = (one.endpoint, one.lane)
         if one.is_in_hand or one.is_blocked or lane in closed:
             # Whoever ends the delivery before it wakes it.
             closed |= {lane} if one.lane else set()
+        elif one.endpoint in crowd:
+            left.setdefault(one.endpoint, []).append(one.id)
+            closed |= {lane} if one.lane else set()
         else:
             claimed.append(one)
+    leave(PENDING, left)
     execute(_LEASE, (_lease_seconds(), [w.id for w in claimed]))
     facts = {fact.event_id: fact for fact in load_facts(w.event for w in claimed)}
     return [_call(w, facts[w.event], *endpoints[w.endpoint]) for w in claimed]

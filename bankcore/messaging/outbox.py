@@ -1,6 +1,6 @@
 """Write events in the transaction that makes them true. The relay delivers them after the commit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -73,6 +73,21 @@ def postpone(types: Sequence[str], subjects: Sequence[str], delay_seconds: float
     For work that was not tried, because what it needs is away. One statement; the delay is spread by a quarter.
     """
     return execute(_POSTPONE, (float(delay_seconds), list(subjects), list(types))) if subjects else 0
+
+
+_POSTPONE_EACH = """
+UPDATE messaging_event AS e
+   SET attempt = -e.attempt - 1, published_at = NULL,
+       due_at = date_trunc('second', statement_timestamp() + (p.delay + 1) * interval '1 second')
+  FROM (SELECT (SELECT max(id) FROM messaging_event WHERE subject = d.subject AND type = ANY(%b::text[])) AS id, d.delay
+          FROM unnest(%b::text[], %b::float8[]) AS d(subject, delay)) AS p
+ WHERE e.id = p.id
+"""
+
+
+def postpone_each(types: Sequence[str], delays: Mapping[str, float]) -> int:
+    """As `postpone`, with a delay in seconds for each subject, and on a whole second, so that many travel together."""
+    return execute(_POSTPONE_EACH, (list(types), list(delays), list(delays.values()))) if delays else 0
 
 
 def attempts(types: Sequence[str], subject: str) -> int:
