@@ -73,7 +73,8 @@ def read_body(
     plain = request.META.get("HTTP_CONTENT_ENCODING", "identity").lower() == "identity"
     if media_type not in content_types or not known or not plain:
         raise exceptions.UnsupportedMediaType(media_type[:100], "Send " + " or ".join(content_types) + " in UTF-8.")
-    if "HTTP_TRANSFER_ENCODING" in request.META:
+    is_streamed = request.META.get("SERVER_PROTOCOL") == "HTTP/2" and not request.META.get("CONTENT_LENGTH")
+    if is_streamed or "HTTP_TRANSFER_ENCODING" in request.META:
         raise LengthRequired
     length = body_bytes(request.META)
     if length is None or length > bytes_max:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from accounts.models import Account
-from bankcore.api import read_body
+from bankcore.api import LengthRequired, read_body
 from bankcore.errors import MalformedJson
 from bankcore.view import View
 
@@ -227,6 +227,14 @@ def test_a_body_of_unknown_length_is_refused(bank: Any, assert_refused: Any) -> 
     response = bank.as_anna.order(bank.body(), transfer_encoding="chunked")
 
     assert_refused(response, 411, "length_required")
+
+
+def test_a_body_of_unknown_length_over_http_2_is_not_taken_for_an_empty_one(rf: Any) -> None:
+    said = {"CONTENT_TYPE": "application/json", "SERVER_PROTOCOL": "HTTP/2"}
+    request = rf.generic("POST", "/api/v1/transfers", **said)
+
+    with pytest.raises(LengthRequired):
+        read_body(request, 100)
 
 
 @pytest.mark.parametrize("method", ["OPTIONS", "TRACE", "PUT", "DELETE", "PATCH", "FOO"])
