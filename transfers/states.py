@@ -1,5 +1,6 @@
 """The states of a transfer and the only way from one to the next: guarded set-wise updates."""
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -7,6 +8,7 @@ from uuid import UUID
 from django.db import models
 
 from bankcore.database import execute, fetch_all
+from bankcore.messaging.stretch import current_stretch
 
 
 class Status(models.TextChoices):
@@ -62,7 +64,10 @@ class Change(NamedTuple):
 
 # How much of what was lost is taken at once, however much it is.
 LOST_AT_ONCE_MAX = 1000
-_LOST_BEFORE = "SELECT transfers_lost_before(%b::uuid[], %b, %b::int)"
+_LOST_BEFORE = "SELECT transfers_lost_before(%b::uuid[], %b, %b::int, %b::uuid)"
+_NEWEST = "SELECT transfer_id FROM transfers_opentransfer ORDER BY transfer_id DESC LIMIT 1"
+_LEFT = "SELECT EXISTS (SELECT FROM transfers_opentransfer WHERE transfer_id <= %b::uuid AND status = %b)"
+_ANY = UUID(int=2**128 - 1)
 _ASKED_FOR = """
 SELECT subject, max(id) FROM messaging_event WHERE subject = ANY(%b::text[]) AND type = %b GROUP BY subject
 """
@@ -74,14 +79,48 @@ def in_turn(transfer_ids: Sequence[UUID], *, status: Status) -> Iterator[list[UU
     Those are transfers of the same debit accounts, accepted earlier and waiting in the same status. A queue keeps
     order, so the broker has lost their message. One that failed (attempt > 0) or is to be tried later stops nobody.
     One whose id is from a web host with a clock ahead of the others' may be missed here; then the sweep finds it.
+
+    In a stretch of messages without a gap nothing gets lost. So what was open at its beginning is all that is looked
+    at, and once none of that waits in this status, nothing is.
     """
     ids, lost = list(dict.fromkeys(transfer_ids)), list[UUID]()
+    stretch = current_stretch()
+    up_to = stretch.keep(_BeforeTheStretch).newest_waiting(status) if stretch else _ANY
+    if up_to is None:
+        yield ids
+        return
     while True:
-        earlier, lost = lost, [row[0] for row in fetch_all(_LOST_BEFORE, (ids, str(status), LOST_AT_ONCE_MAX))]
+        earlier, lost = lost, [row[0] for row in fetch_all(_LOST_BEFORE, (ids, str(status), LOST_AT_ONCE_MAX, up_to))]
         if len(lost) < LOST_AT_ONCE_MAX or lost == earlier:
             break
         yield _in_order(lost, status)
     yield _in_order([*lost, *ids], status) if lost else ids
+
+
+class _BeforeTheStretch:
+    """Up to which id a transfer may be one that was accepted before a stretch of messages began.
+
+    Whatever was lost before had been published, so it was committed and open when this is first asked for.
+    """
+
+    # Between two looks at whether any of them still waits; doubled each time, as some may be tried again for long.
+    LOOK_SECONDS_MIN, LOOK_SECONDS_MAX = 1.0, 60.0
+
+    def __init__(self) -> None:
+        newest = [row[0] for row in fetch_all(_NEWEST)]
+        self._newest: UUID | None = newest[0] if newest else None
+        self._pause = self.LOOK_SECONDS_MIN
+        self._look_at = time.monotonic() + self._pause
+
+    def newest_waiting(self, status: Status) -> UUID | None:
+        """Return that id; None once none of those transfers waits in this status any more."""
+        if self._newest is not None and time.monotonic() >= self._look_at:
+            ((left,),) = fetch_all(_LEFT, (self._newest, str(status)))
+            self._pause = min(self._pause * 2, self.LOOK_SECONDS_MAX)
+            self._look_at = time.monotonic() + self._pause
+            if not left:
+                self._newest = None
+        return self._newest
 
 
 def _in_order(transfer_ids: Sequence[UUID], status: Status) -> list[UUID]:

@@ -23,12 +23,14 @@ def _park_unposted(transfer_id: str, error: Exception, attempts: int) -> None:
 
 class ScreeningTask(BatchTask):
     abstract = True
+    in_order = True
     retry_types = ("transfer.accepted",)
     park = staticmethod(_park_unscreened)
 
 
 class PostingTask(BatchTask):
     abstract = True
+    in_order = True
     retry_types = ("transfer.approved",)
     park = staticmethod(_park_unposted)
 

@@ -18,6 +18,7 @@ from kombu.exceptions import OperationalError as BrokerError
 
 from bankcore import metrics
 from bankcore.database import is_away
+from bankcore.messaging.stretch import forget
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def through_outages(stage: str, step: Callable[[], Any], *, queue: str = "") -> 
             except Exception as error:
                 if not is_infrastructure(error):
                     raise
+                forget()
                 pause.wait(error)
     finally:
         pause.end()

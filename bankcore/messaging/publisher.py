@@ -13,6 +13,7 @@ from kombu import Connection, Exchange
 from bankcore import metrics
 from bankcore.messaging.broker import nodes
 from bankcore.messaging.envelope import SigningProducer
+from bankcore.messaging.stretch import Place
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +27,16 @@ _IDS_BYTES = 39  # One quoted UUID and its comma.
 
 @dataclass(slots=True)
 class TaskMessage:
-    """A call of `task` with a list of ids, bound for `queue`; `event_ids` are the events it delivers."""
+    """A call of `task` with a list of ids, bound for `queue`; `event_ids` are the events it delivers.
+
+    With a `place` its own id says which message came before it (messaging/stretch.py).
+    """
 
     queue: str
     task: str
     ids: list[str | int]
     event_ids: list[int] = field(default_factory=list)
+    place: Place | None = None
 
 
 class Publisher:
@@ -87,7 +92,7 @@ class Publisher:
         self.connection.collect(socket_timeout=0.5)
 
     def _send(self, message: TaskMessage) -> None:
-        task_id = str(uuid4())
+        task_id = str(message.place or uuid4())
         many = len(message.ids) * _IDS_BYTES > COMPRESS_BYTES_MIN
         call = current_app.amqp.as_task_v2(
             task_id,

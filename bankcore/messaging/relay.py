@@ -24,6 +24,7 @@ from bankcore.messaging.gathering import Gathering
 from bankcore.messaging.lease import Lease, Watch
 from bankcore.messaging.publisher import Publisher, TaskMessage
 from bankcore.messaging.reachability import Reachability
+from bankcore.messaging.stretch import Numbering
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Relay:
         self.due = DueEvents(EVENTS_MAX)
         self.lease: Lease | None = None
         self.reachability = Reachability()
+        self._numbering = Numbering()
         self._redeclare_at = 0.0
 
     def run(self) -> None:
@@ -74,6 +76,7 @@ class Relay:
                     self.lease, self.reachability = Lease(database), Reachability()
                     if not self._become_active(database):
                         return
+                    self._numbering = Numbering()
                     log.info("relay is active")
                     with self.lease.kept():
                         while not self.stop.is_set():
@@ -137,7 +140,12 @@ class Relay:
                 break
             if self.lease is not None:
                 self.lease.confirm()
+            for message in wave:
+                message.place = self._numbering.next(message.queue)
             taken = self._publisher().publish(wave)
+            for message in taken:
+                if message.place is not None:
+                    self._numbering.take(message.queue, message.place)
             self._mark(database, [event_id for message in taken for event_id in message.event_ids], attempts)
             for message in taken:
                 metrics.published.labels(message.queue.partition("-")[0]).inc(len(message.event_ids))

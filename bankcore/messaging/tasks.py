@@ -20,6 +20,7 @@ from bankcore.messaging.blame import TakenAlongFailed
 from bankcore.messaging.dead_letters import park_work
 from bankcore.messaging.envelope import is_id_list
 from bankcore.messaging.pause import through_outages
+from bankcore.messaging.stretch import follow
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +30,13 @@ class BatchTask(Task):
 
     `retry_types` are the event types that ask for this work (a retry makes the newest of them due again; another way
     to find the event is a task's own `attempts` and `defer`), and `park(id, error, attempts)` puts one id that cannot
-    be done into a waiting room with its traceback.
+    be done into a waiting room with its traceback. A stage that keeps order, and so has one consumer for each queue,
+    says `in_order`: while it works, `current_stretch()` tells what it knows from the messages before.
     """
 
     abstract = True
     acks_late = True
+    in_order: ClassVar[bool] = False
     retry_types: ClassVar[Sequence[str]] = ()
 
     @staticmethod
@@ -52,6 +55,13 @@ class BatchTask(Task):
     def __call__(self, ids: Any = None, *rest: Any, **unknown: Any) -> None:
         if rest or unknown or not is_id_list(ids):
             raise Reject(f"{self.name} takes one list of at most {settings.MESSAGE_IDS_MAX} ids", requeue=False)
+        if self.in_order:
+            with follow(self._queue(), self.request.id):
+                self._handle(ids)
+        else:
+            self._handle(ids)
+
+    def _handle(self, ids: list[Any]) -> None:
         waiting = [list(ids)]
         while waiting:
             chunk = waiting.pop()
@@ -90,5 +100,8 @@ class BatchTask(Task):
             )
 
     def _durably(self, step: Callable[[], Any]) -> Any:
+        return through_outages(self.name, step, queue=self._queue())
+
+    def _queue(self) -> str:
         came = self.request.delivery_info or {}
-        return through_outages(self.name, step, queue=came.get("routing_key", ""))
+        return str(came.get("routing_key", ""))

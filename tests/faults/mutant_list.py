@@ -100,6 +100,16 @@ MUTANTS = (
         POSTING + "test_a_parked_transfer_waits_with_its_traceback",
     ),
     Mutant(
+        "lost messages not missed", "bankcore/messaging/stretch.py",
+        " or stretch.handled < place.after:", ":",
+        POSTING + "test_what_was_lost_before_a_stretch_or_in_its_middle_is_posted_in_its_turn",
+    ),
+    Mutant(
+        "debits since the count forgotten", "transfers/risk/recent_debits.py",
+        "known.debits += screened[account]", "known.debits += 0",
+        "tests/transfers/test_risk.py::test_the_one_over_the_limit_is_held_however_fresh_the_count",
+    ),
+    Mutant(
         "risk check fails open", "transfers/risk/provider.py",
         'UNAVAILABLE = Opinion(Outcome.REVIEW, "risk_unavailable")',
         'UNAVAILABLE = Opinion(Outcome.APPROVE, "risk_unavailable")',

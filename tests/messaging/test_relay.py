@@ -16,6 +16,7 @@ from bankcore.messaging.models import Event
 from bankcore.messaging.outbox import NewEvent
 from bankcore.messaging.publisher import Publisher, TaskMessage
 from bankcore.messaging.relay import Relay
+from bankcore.messaging.stretch import place_of
 from tests.messaging.broker_view import eventually
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -145,6 +146,59 @@ def test_an_event_whose_telling_failed_travels_alone_and_a_delivery_does_not(ste
 
     assert [ids for _, ids in broker.calls("notifications")] == [[event] for event in events]
     assert [ids for _, ids in broker.calls("deliveries")] == [["0", "1", "2"]]
+
+
+def places(broker, queue):
+    """Where the messages in the queue stand, by their ids."""
+    found = [place_of(message.headers["id"]) for message in broker.take(queue)]
+    assert all(found)
+    return found
+
+
+def test_each_message_names_the_one_before_it_in_its_queue(stepping, broker, queue, settings):
+    settings.MESSAGE_IDS_MAX = 1
+    record(1, 2)
+    record(3, type="transfer.posted")
+    stepping.step()
+    record(4)
+    stepping.step()
+
+    first, second, third = places(broker, queue)
+
+    assert len({place.relay for place in (first, second, third)}) == 1
+    assert (first.after, second.after, third.after) == (0, first.number, second.number)
+    assert first.number < second.number < third.number
+
+
+def test_a_message_that_was_not_taken_is_not_named_as_the_one_before(stepping, broker, queue):
+    record(1)
+    stepping.step()
+    (first,) = places(broker, queue)
+    broker.delete(queue)
+    record(2)
+    stepping.step()
+    assert due() == ["2"]
+
+    stepping.step()
+
+    (again,) = places(broker, queue)
+    assert again.after == first.number < again.number - 1
+
+
+def test_a_relay_that_becomes_active_begins_to_number_anew(running, broker, queue):
+    """It cannot know what another one has published meanwhile."""
+    for subject in (1, 2):
+        running()
+        assert eventually(active_pids)
+        record(subject)
+        assert eventually(lambda: not due())
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", (active_pids(),))
+
+    first, second = places(broker, queue)
+
+    assert first.relay != second.relay
+    assert second.after == 0
 
 
 def test_a_large_message_is_compressed_and_reads_the_same(stepping, broker, queue):

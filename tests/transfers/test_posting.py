@@ -14,6 +14,7 @@ from accounts import ledger
 from accounts.models import Account, JournalEntry, JournalLine
 from bankcore.identifiers import new_id
 from bankcore.messaging.models import DeadLetter, Event
+from bankcore.messaging.stretch import Numbering, follow
 from transfers import posting, states
 from transfers.models import Transfer
 from transfers.parking import park_transfer
@@ -261,6 +262,65 @@ def test_very_much_that_was_lost_is_posted_in_lots_and_in_order(accounts, make_t
 
     assert ends(*lost, delivered) == [("posted", "")] * 5 + [("rejected", "insufficient_funds")]
     assert entries() == [f"transfer:{transfer.pk}" for transfer in lost]
+
+
+class Relay:
+    """Hands transfers to the posting stage in messages, of which the broker may lose some."""
+
+    def __init__(self, queue):
+        self.queue, self.numbering = queue, Numbering()
+
+    def publish(self, *transfers, lost=False):
+        place = self.numbering.next(self.queue)
+        self.numbering.take(self.queue, place)
+        if lost:
+            return 0
+        with follow(self.queue, str(place)):
+            return post_transfers([transfer.pk for transfer in transfers])
+
+
+@pytest.fixture
+def relay(request, monkeypatch):
+    monkeypatch.setattr(states._BeforeTheStretch, "LOOK_SECONDS_MIN", 0.0)
+    return Relay(f"posting of {request.node.name}")
+
+
+def test_what_was_lost_before_a_stretch_or_in_its_middle_is_posted_in_its_turn(accounts, make_transfer, relay):
+    """By the accounts of whichever message comes next, however many messages of others came in between."""
+    payers, (shop,) = accounts(100, 100, 100), accounts(0)
+    before, between = (make_transfer(payer, shop, 90) for payer in payers[:2])
+    assert relay.publish(make_transfer(payers[2], shop, 1)) == 1
+    assert relay.publish(make_transfer(payers[0], shop, 20)) == 2
+    relay.publish(between, lost=True)
+    assert relay.publish(make_transfer(payers[2], shop, 1)) == 1
+
+    assert relay.publish(make_transfer(payers[1], shop, 20)) == 2
+
+    assert ends(before, between) == [("posted", "")] * 2
+    assert balances(*payers) == [10, 10, 98]
+
+
+def test_an_id_of_a_clock_that_is_behind_hides_nothing_that_was_lost(accounts, make_transfer, relay):
+    payer, other, shop = accounts(100, 100, 0)
+    assert relay.publish(make_transfer(payer, shop, 1)) == 1
+    lost = make_transfer(payer, shop, 90, id=UUID(int=new_id().int - (3_600_000 << 80)))
+    relay.publish(lost, lost=True)
+    assert relay.publish(make_transfer(other, shop, 1)) == 1
+
+    assert relay.publish(make_transfer(payer, shop, 20)) == 2
+
+    assert ends(lost) == [("posted", "")]
+
+
+def test_in_a_stretch_nobody_looks_for_what_cannot_have_been_lost(accounts, make_transfer, relay, statements):
+    payer, shop = accounts(1000, 0)
+    assert relay.publish(make_transfer(payer, shop, 1)) == 1
+    second, third, _ = (make_transfer(payer, shop, 1) for _ in range(3))
+    assert relay.publish(second) == 1
+    statements.clear()
+
+    assert relay.publish(third) == 1
+    assert [text for text in statements if "transfers_opentransfer" in text or "transfers_lost_before" in text] == []
 
 
 def test_a_lost_transfer_that_fails_is_blamed_itself_and_not_the_one_it_was_taken_along_with(

@@ -1,6 +1,7 @@
 """Rules, and the stage that screens by them."""
 
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from django.db import IntegrityError, connection
@@ -8,7 +9,9 @@ from django.utils import timezone
 
 from bankcore.identifiers import oldest_id_at
 from bankcore.messaging.models import Event
+from bankcore.messaging.stretch import Numbering, follow
 from transfers.models import DeniedAccount, Review, Transfer
+from transfers.risk import recent_debits
 from transfers.risk.rules import Facts, Limits, Outcome, assess
 from transfers.risk.screening import check_risk
 
@@ -104,6 +107,101 @@ def test_only_the_payments_within_the_window_count_for_velocity(accounts, make_t
     statuses = [Transfer.objects.get(pk=t.pk).status for t in [old, *of_alice, *of_bob]]
     assert statuses == ["approved"] * 3 + ["in_review"] * 3
     assert list(Review.objects.values_list("reasons", flat=True)) == [["velocity_over_limit"]] * 3
+
+
+class Stretch:
+    """Hands transfers to the stage in messages that follow each other without a gap."""
+
+    def __init__(self, queue):
+        self.queue, self.numbering = queue, Numbering()
+
+    def screen(self, *transfers):
+        place = self.numbering.next(self.queue)
+        self.numbering.take(self.queue, place)
+        with follow(self.queue, str(place)):
+            check_risk([transfer.pk for transfer in transfers])
+        return [Transfer.objects.get(pk=transfer.pk).status for transfer in transfers]
+
+
+@pytest.fixture
+def stretch(request):
+    return Stretch(f"risk of {request.node.name}")
+
+
+@pytest.fixture
+def counted(statements):
+    """Tell how often debits were counted since the last call."""
+
+    def number():
+        count = len([text for text in statements if "AS recent)" in text])
+        statements.clear()
+        return count
+
+    return number
+
+
+@pytest.mark.django_db
+def test_an_account_far_from_the_limit_is_not_counted_for_each_message(
+    accounts, make_transfer, settings, stretch, counted
+):
+    settings.RISK_VELOCITY_COUNT, settings.RISK_VELOCITY_WINDOW_SECONDS = 100, 3600
+    alice, bob, carol = accounts(1000, 1000, 0)
+
+    assert [stretch.screen(make_transfer(alice, carol, 1, "accepted")) for _ in range(4)] == [["approved"]] * 4
+    assert counted() == 1
+    # Only the one that is not known is counted.
+    both = [make_transfer(payer, carol, 1, "accepted") for payer in (alice, bob)]
+    assert (stretch.screen(*both), counted()) == (["approved"] * 2, 1)
+    assert (stretch.screen(make_transfer(bob, carol, 1, "accepted")), counted()) == (["approved"], 0)
+
+
+@pytest.mark.django_db
+def test_the_one_over_the_limit_is_held_however_fresh_the_count(accounts, make_transfer, settings, stretch, counted):
+    settings.RISK_VELOCITY_COUNT, settings.RISK_VELOCITY_WINDOW_SECONDS = 10, 3600
+    alice, bob = accounts(1000, 0)
+
+    statuses = [stretch.screen(make_transfer(alice, bob, 1, "accepted")) for _ in range(12)]
+
+    assert statuses == [["approved"]] * 10 + [["in_review"]] * 2
+    assert counted() < 8
+
+
+@pytest.mark.django_db
+def test_a_count_is_good_for_a_part_of_the_window_only(accounts, make_transfer, settings, stretch, monkeypatch):
+    """What is accepted meanwhile and still waits in the queue is seen then."""
+    settings.RISK_VELOCITY_COUNT, settings.RISK_VELOCITY_WINDOW_SECONDS = 10, 60
+    alice, bob = accounts(1000, 0)
+    seconds = [1000.0]
+    monkeypatch.setattr(recent_debits, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    assert stretch.screen(make_transfer(alice, bob, 1, "accepted")) == ["approved"]
+    waiting = [make_transfer(alice, bob, 1, "accepted") for _ in range(10)]
+
+    assert stretch.screen(waiting[0]) == ["approved"]
+    seconds[0] += 60 * recent_debits.SERVES_SHARE
+    assert stretch.screen(waiting[1]) == ["in_review"]
+
+
+@pytest.mark.django_db
+def test_a_count_of_a_shorter_past_serves_nobody(accounts, make_transfer, settings, stretch, counted):
+    settings.RISK_VELOCITY_COUNT, settings.RISK_VELOCITY_WINDOW_SECONDS = 10, 60
+    alice, bob = accounts(1000, 0)
+    stretch.screen(make_transfer(alice, bob, 1, "accepted"))
+    assert counted() == 1
+
+    stretch.screen(make_transfer(alice, bob, 1, "accepted", created_at=timezone.now() - timedelta(hours=1)))
+
+    assert counted() == 1
+
+
+@pytest.mark.django_db
+def test_without_messages_each_call_counts(accounts, make_transfer, settings, counted):
+    """A dry run of the desk is exact."""
+    settings.RISK_VELOCITY_COUNT, settings.RISK_VELOCITY_WINDOW_SECONDS = 100, 60
+    alice, bob = accounts(1000, 0)
+    for _ in range(2):
+        check_risk([make_transfer(alice, bob, 1, "accepted").pk])
+
+    assert counted() == 2
 
 
 @pytest.mark.django_db

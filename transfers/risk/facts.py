@@ -1,5 +1,6 @@
 """Load what the rules need, once for a whole batch: a constant number of statements, whatever its size."""
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -8,17 +9,11 @@ from django.conf import settings
 
 from bankcore.database import fetch_all
 from bankcore.identifiers import oldest_id_at
+from bankcore.messaging.stretch import current_stretch
+from transfers.risk.recent_debits import RecentDebits
 from transfers.risk.rules import Facts
 from transfers.states import Claimed
 
-# Ids begin with their time of creation, so the index on (debit account, id) answers "how many lately" by itself, and
-# counting stops at the limit: a hot account costs no more than that. "Lately" is seen from the transfers themselves, so
-# that waiting, for an outage or for a later day, hides nothing.
-_RECENT = """
-SELECT a.id, (SELECT count(*) FROM (SELECT FROM transfers_transfer t
-                                     WHERE t.debit_account_id = a.id AND t.id >= a.since LIMIT %b) AS recent)
-  FROM unnest(%b::uuid[], %b::uuid[]) AS a(id, since)
-"""
 _DENIED = "SELECT account_id FROM transfers_deniedaccount WHERE account_id = ANY(%b::uuid[])"
 
 
@@ -48,5 +43,7 @@ def _recent_debits(transfers: Sequence[Claimed]) -> dict[UUID, int]:
     window = timedelta(seconds=settings.RISK_VELOCITY_WINDOW_SECONDS)
     # A batch was created at one moment.
     oldest = {moment: oldest_id_at(moment - window) for moment in set(earliest.values())}
-    since = [oldest[moment] for moment in earliest.values()]
-    return dict(fetch_all(_RECENT, (settings.RISK_VELOCITY_COUNT + 1, list(earliest), since)))
+    since = {account: oldest[moment] for account, moment in earliest.items()}
+    stretch = current_stretch()
+    recent = stretch.keep(RecentDebits) if stretch else RecentDebits()
+    return recent.up_to(settings.RISK_VELOCITY_COUNT, since, screened=Counter(t.debit_account for t in transfers))
