@@ -11,6 +11,8 @@ class Migration(migrations.Migration):
     dependencies = [("notifications", "0008_help_texts")]
 
     operations = [
+        # It waits for transactions that began before it, a proof of the books of minutes among them, and nobody for it.
+        migrations.RunSQL("SET lock_timeout = 0", "RESET lock_timeout"),
         AddIndexConcurrently(
             model_name="webhookdelivery",
             index=models.Index(
@@ -19,4 +21,5 @@ class Migration(migrations.Migration):
                 name="webhookdelivery_in_hand",
             ),
         ),
+        migrations.RunSQL("RESET lock_timeout", "SET lock_timeout = 0"),
     ]

@@ -12,6 +12,9 @@ class Migration(migrations.Migration):
     atomic = False
     dependencies = [("messaging", "0008_lots")]
     operations = [
+        # It waits for transactions that began before it, a proof of the books of minutes among them, and nobody for it.
+        migrations.RunSQL("SET lock_timeout = 0", "RESET lock_timeout"),
         RemoveIndexConcurrently("event", "event_owed"),
         RemoveIndexConcurrently("event", "event_put_off"),
+        migrations.RunSQL("RESET lock_timeout", "SET lock_timeout = 0"),
     ]
