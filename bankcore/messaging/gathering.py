@@ -13,6 +13,9 @@ STREAM_EVENTS_PER_SECOND = 150
 GATHER_SECONDS_MAX = 0.2
 # The wait grows with the rate and reaches its maximum at this many events a second.
 FULL_EVENTS_PER_SECOND = 3_000
+# Where the machine is busy fewer come, and each message costs the same: so while events stream, the relay rests this
+# many times as long as it took to deliver the last ones.
+REST_TIMES = 3.0
 
 
 class Gathering:
@@ -22,8 +25,11 @@ class Gathering:
         self._clock = clock
         self._began, self._events, self._per_second = clock(), 0, 0.0
 
-    def seconds_to_wait(self, events: int) -> float:
-        """Count this many events as delivered now, and say how long to wait before looking for more."""
+    def seconds_to_wait(self, events: int, took_seconds: float) -> float:
+        """Count this many events as delivered now, and say how long to wait before looking for more.
+
+        `took_seconds`: how long reading and delivering them took.
+        """
         now = self._clock()
         if now - self._began >= WINDOW_SECONDS:
             self._per_second = self._events / (now - self._began)
@@ -31,4 +37,5 @@ class Gathering:
         self._events += events
         if self._per_second < STREAM_EVENTS_PER_SECOND:
             return 0.0
-        return GATHER_SECONDS_MAX * min(1.0, self._per_second / FULL_EVENTS_PER_SECOND)
+        by_rate = GATHER_SECONDS_MAX * self._per_second / FULL_EVENTS_PER_SECOND
+        return min(max(by_rate, REST_TIMES * took_seconds), GATHER_SECONDS_MAX)

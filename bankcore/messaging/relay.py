@@ -92,6 +92,7 @@ class Relay:
 
     def step(self, database: psycopg.Connection) -> None:
         """Deliver what is due, or sleep until something may be."""
+        began = time.monotonic()
         rows = self.due.read(database)
         if not rows:
             self.due.forget_done(database)
@@ -117,7 +118,7 @@ class Relay:
             metrics.retries.labels("relay", "not_taken").inc()
             self._redeclare(self._publisher().unroutable)
             self._reopen()
-        elif (pause := self.gathering.seconds_to_wait(len(rows))) and len(rows) < EVENTS_MAX:
+        elif (pause := self.gathering.seconds_to_wait(len(rows), time.monotonic() - began)) and len(rows) < EVENTS_MAX:
             self.stop.wait(pause)
 
     def deliver(self, database: psycopg.Connection, rows: Sequence[Row]) -> int:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bankcore.messaging.gathering import GATHER_SECONDS_MAX, Gathering
+from bankcore.messaging.gathering import GATHER_SECONDS_MAX, REST_TIMES, Gathering
 
 
 class Clock:
@@ -12,7 +12,7 @@ class Clock:
         return self.now
 
 
-def waits(per_second: float, *, seconds: float = 3.0, every: float = 0.02) -> list[float]:
+def waits(per_second: float, *, seconds: float = 3.0, every: float = 0.02, took: float = 0.001) -> list[float]:
     """Deliver a steady stream in small lots and collect every wait."""
     clock = Clock()
     gathering, found, owed = Gathering(clock), [], 0.0
@@ -21,7 +21,7 @@ def waits(per_second: float, *, seconds: float = 3.0, every: float = 0.02) -> li
         clock.now += every
         if lot := int(owed):
             owed -= lot
-            found.append(gathering.seconds_to_wait(lot))
+            found.append(gathering.seconds_to_wait(lot, took))
     return found
 
 
@@ -36,14 +36,20 @@ def test_the_wait_grows_with_the_stream_up_to_its_maximum() -> None:
     assert steady == pytest.approx([0.02, 0.05, 0.1, GATHER_SECONDS_MAX, GATHER_SECONDS_MAX], rel=0.1)
 
 
+def test_a_stream_waits_longer_where_delivering_takes_long() -> None:
+    assert waits(300, took=0.03)[-1] == pytest.approx(0.03 * REST_TIMES)
+    assert waits(300, took=0.5)[-1] == GATHER_SECONDS_MAX
+    assert set(waits(100, took=0.5)) == {0.0}
+
+
 def test_the_first_event_after_a_storm_does_not_wait() -> None:
     clock = Clock()
     gathering = Gathering(clock)
     for _ in range(100):
         clock.now += 0.01
-        gathering.seconds_to_wait(1000)
-    assert gathering.seconds_to_wait(1000) == GATHER_SECONDS_MAX
+        gathering.seconds_to_wait(1000, 0.001)
+    assert gathering.seconds_to_wait(1000, 0.001) == GATHER_SECONDS_MAX
 
     clock.now += 60.0
 
-    assert gathering.seconds_to_wait(1) == 0.0
+    assert gathering.seconds_to_wait(1, 0.001) == 0.0
