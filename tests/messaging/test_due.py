@@ -1,7 +1,9 @@
 """What the relay reads: cheap however much waits for later, and not blocked by a queue that refuses."""
 
 import json
+import re
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from django.db import connection
@@ -16,6 +18,7 @@ from tests.messaging.test_relay import Stepping
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
 FUTURE = 200_000
 BACKLOG = 100_000
 
@@ -301,6 +304,22 @@ def test_what_comes_due_in_a_part_that_is_passed_over_is_read_although_lots_are_
     assert [row.subject for row in events.read(reader.database)] == ["tried again"]
 
 
+def test_after_a_restore_the_numbers_go_on_behind_those_that_were_given_out(reader):
+    """As docs/operations.md has it: what was told under a number is not taken for what comes now."""
+    (statement,) = re.findall(r"^SELECT setval.*?;$", OPERATIONS.read_text(), re.DOTALL | re.MULTILINE)
+    outbox.record([NewEvent("account.opened", "a", "before")])
+    before = Event.objects.get().pk
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+
+    outbox.record([NewEvent("account.opened", "a", "after")])
+
+    assert Event.objects.latest("id").pk > before + 10_000_000
+    assert subjects(reader) == ["before", "after"]
+    reader.step()
+    assert (Event.objects.filter(published_at=None).count(), Lot.objects.count()) == (0, 0)
+
+
 def test_a_backlog_is_read_page_by_page_and_what_is_done_is_not_read_again(reader, monkeypatch):
     outbox.record([NewEvent("account.opened", "a", str(number)) for number in range(25)])
     reader.relay.due = due.DueEvents(10)
@@ -360,6 +379,7 @@ def test_a_queue_that_takes_messages_again_gets_what_its_trial_left_out(reader, 
 
 def test_what_others_publish_past_a_queue_that_refuses_is_not_read_again_and_again(reader, settings, monkeypatch):
     monkeypatch.setattr(due, "NARROW_SECONDS", 0.0)
+    monkeypatch.setattr(due, "HOLD_SECONDS_MIN", 60.0)
     key, other_key = key_of(settings, "risk-0"), key_of(settings, "risk-1")
     outbox.record([NewEvent("transfer.accepted", key, "held")])
     outbox.record([NewEvent("transfer.accepted", other_key, str(n)) for n in range(5000)])
