@@ -193,7 +193,8 @@ def drive(
 
     Without `per_second` each client sends its next request as soon as it has an answer. With it, requests leave on a
     fixed timetable and latency counts from the planned moment, so that a stalled server cannot hide its own queue.
-    A 429 or 503 is obeyed: the same request goes out again after its Retry-After.
+    A 429 or 503 is obeyed: the same request goes out again after its Retry-After. On a timetable that wait is latency,
+    too; else it counts from the last attempt.
     """
     return asyncio.run(_drive(target, requests, clients=clients, seconds=seconds, wanted=wanted, per_second=per_second))
 
@@ -204,7 +205,9 @@ async def _drive(
     load = Load(wanted=wanted)
     started = time.perf_counter()
     timetable = _timetable(started, per_second)
-    lane = _Lane(load=load, requests=requests, timetable=timetable, deadline=started + seconds)
+    lane = _Lane(
+        load=load, requests=requests, timetable=timetable, deadline=started + seconds, is_planned=per_second is not None
+    )
     await asyncio.gather(*(lane.run(Connection(target)) for _ in range(clients)))
     load.seconds = time.perf_counter() - started
     return load
@@ -226,6 +229,7 @@ class _Lane:
     requests: Iterator[bytes]
     timetable: Iterator[float | None]
     deadline: float
+    is_planned: bool
 
     async def run(self, connection: Connection) -> None:
         try:
@@ -256,4 +260,5 @@ class _Lane:
             if time.perf_counter() + pause >= self.deadline:
                 return
             await asyncio.sleep(pause)
-            began = time.perf_counter()
+            if not self.is_planned:
+                began = time.perf_counter()

@@ -14,7 +14,7 @@ from rich.console import Console
 from compose import bench_burst
 from compose.bench_burst import BULK_ROWS, ROWS, Burst, Told
 from compose.bench_report import FIGURES, NEVER, print_table, settle, verdicts
-from compose.client import Target
+from compose.client import Target, drive
 
 ACCEPTED = b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n"
 REFUSED = b"HTTP/1.1 503 Overloaded\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
@@ -108,6 +108,16 @@ def test_a_refusal_without_retry_after_is_an_error_after_the_burst_too():
 )  # fmt: skip
 def test_how_far_a_retry_after_was_off(told, off):
     assert told.off == off
+
+
+def test_on_a_timetable_the_wait_of_who_is_turned_away_is_latency():
+    """A server that turns away whom it cannot serve at once would look the faster for it."""
+    with answering({b"/one": after([REFUSED], ACCEPTED)}) as target:
+        load = drive(
+            target, itertools.repeat(b"GET /one HTTP/1.1\r\n\r\n", 1), clients=1, seconds=60, wanted=202, per_second=1
+        )  # fmt: skip
+    assert (load.turned_away, load.done) == (1, 1)
+    assert load.latencies[0] >= 1.0
 
 
 def test_a_burst_that_was_not_sent_is_red():
