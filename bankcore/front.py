@@ -5,8 +5,6 @@ thread. Complete requests go to Django in a bounded pool; when its queue is full
 """
 
 import asyncio
-import json
-import logging
 import os
 import resource
 import signal
@@ -23,19 +21,15 @@ from granian.rsgi import ProtocolClosed
 from bankcore import metrics
 from bankcore.combining import OFFER, Combiner, Offer, Started, answer_together
 from bankcore.environ import environ_of
-from bankcore.errors import PayloadTooLarge
 from bankcore.garbage import collect_rarely
-from bankcore.identifiers import new_id
 from bankcore.lanes import Lanes
-from bankcore.logs import accepted_request_id
 from bankcore.messaging import backpressure
-from bankcore.messaging.backpressure import Overloaded, Priority, priority_of
+from bankcore.messaging.backpressure import Priority, priority_of
 from bankcore.pool import Environ, Exchange, Headers, Pool
+from bankcore.refusals import Refusal, broken_off, overloaded, refuse, too_large, too_slow
 from bankcore.seats import PATIENCE, Patience, Seat, close_all
 from bankcore.turns import NoTurn, Turns
 from bankcore.wire import body_bytes
-
-log = logging.getLogger(__name__)
 
 # Bodies up to this size are not counted: as many as there can be connections fit into memory.
 SMALL_BYTES = 64 * 1024
@@ -52,29 +46,6 @@ LINE_PART = 4
 # One in so many threads at most answers those whose wait is over.
 AGAIN_PART = 3
 LOT_MAX = 64
-
-
-class Refusal(Exception):
-    """The request is answered here, without Django."""
-
-    def __init__(self, status: int, code: str, title: str, detail: str, *, retry_after: int | None = None) -> None:
-        super().__init__(code)
-        self.status, self.code, self.title, self.detail, self.retry_after = status, code, title, detail, retry_after
-
-
-# Made anew each time: what is raised keeps all it passed, the request's body as well.
-def _too_slow() -> Refusal:
-    detail = "Nothing was changed. Send it again, and in one go."
-    return Refusal(408, "body_too_slow", "The body did not arrive in time", detail)
-
-
-def _broken_off() -> Refusal:
-    detail = "Nothing was changed. Fewer bytes came than Content-Length says. Send the whole of it again."
-    return Refusal(400, "body_incomplete", "The body broke off", detail)
-
-
-def _too_large() -> Refusal:
-    return Refusal(413, PayloadTooLarge.code, PayloadTooLarge.title, PayloadTooLarge.detail)
 
 
 _Request = tuple[Environ, Exchange, asyncio.AbstractEventLoop]
@@ -126,7 +97,7 @@ class Front:
             priority = intake_of(scope, size)
             # Answered here, as a refusal must cost far less than an acceptance.
             if priority is not None and (seconds := backpressure.turned_away(priority)) is not None:
-                raise _overloaded(seconds)
+                raise overloaded(seconds)
             patience = environ[PATIENCE] = Patience()
             await self._run(environ, exchange, len(body), priority)
             if patience.seat is not None:
@@ -134,10 +105,10 @@ class Front:
         except NoTurn as missed:
             if intake_of(scope, 0) is not None:
                 metrics.admission.labels("overloaded").inc()
-            _refuse(_overloaded(backpressure.retry_after(missed.seconds)), scope, exchange)
+            refuse(overloaded(backpressure.retry_after(missed.seconds)), scope, exchange)
         except Refusal as refused:
             # Under no name that outlives this: it would keep this call, and the call it, until garbage is looked for.
-            _refuse(refused, scope, exchange)
+            refuse(refused, scope, exchange)
 
     async def _run(self, environ: Environ, exchange: Exchange, size: int, priority: Priority | None) -> None:
         held = size if size > SMALL_BYTES else 0
@@ -200,13 +171,13 @@ class Front:
                     return b""
                 body = bytes(await exchange()) if size <= SMALL_BYTES else await self._large_body(exchange)
         except TimeoutError:
-            raise _too_slow() from None
+            raise too_slow() from None
         except ProtocolClosed:
-            raise _broken_off() from None
+            raise broken_off() from None
         # Of a connection that breaks under a large body, granian says no more than that nothing comes any more. The
         # beginning of a file would be a shorter file: too few rows, and a last amount without its last digits.
         if "HTTP_TRANSFER_ENCODING" not in environ and len(body) != size:
-            raise _broken_off()
+            raise broken_off()
         return body
 
     async def _throw_away(self, exchange: Exchange) -> None:
@@ -215,7 +186,7 @@ class Front:
         async for chunk in exchange:
             seen += len(chunk)
             if seen > THROWN_AWAY_BYTES_MAX:
-                raise _too_large()
+                raise too_large()
 
     async def _large_body(self, exchange: Exchange) -> bytes:
         body = bytearray()
@@ -224,7 +195,7 @@ class Front:
                 body += chunk
                 self._held_bytes += len(chunk)
                 if len(body) > settings.BATCH_BYTES_MAX:
-                    raise _too_large()
+                    raise too_large()
                 if self._held_bytes > HELD_BYTES_MAX:
                     raise NoTurn(BUSY_RETRY_SECONDS)
         finally:
@@ -283,38 +254,8 @@ def _client_of(environ: Environ) -> str:
     return str(environ.get("HTTP_AUTHORIZATION", "")).partition(" ")[2].strip()
 
 
-def _overloaded(seconds: int) -> Refusal:
-    return Refusal(503, Overloaded.code, Overloaded.title, Overloaded.detail, retry_after=seconds)
-
-
-def _refuse(refusal: Refusal, scope: Any, exchange: Exchange) -> None:
-    metrics.front_refusals.labels(refusal.code).inc()
-    exchange.response_bytes(*_problem(refusal, scope))
-
-
 async def _send(transport: Any, piece: bytes) -> None:
     await transport.send_bytes(piece)
-
-
-def _problem(refusal: Refusal, scope: Any) -> tuple[int, Headers, bytes]:
-    request_id = accepted_request_id(scope.headers.get("x-request-id") or "") or str(new_id())
-    content = {
-        "type": f"urn:bankcore:problem:{refusal.code}",
-        "title": refusal.title,
-        "status": refusal.status,
-        "detail": refusal.detail,
-        "code": refusal.code,
-        "request_id": request_id,
-        "retryable": refusal.status in (400, 408, 503),
-        "errors": [],
-    }
-    headers = [("content-type", "application/problem+json"), ("x-request-id", request_id)]
-    if refusal.retry_after is not None:
-        headers.append(("retry-after", str(refusal.retry_after)))
-    if refusal.status in (400, 408, 413) and scope.http_version.startswith("1"):
-        # The rest of the body is not read.
-        headers.append(("connection", "close"))
-    return refusal.status, headers, json.dumps(content, separators=(",", ":")).encode()
 
 
 def make() -> Front:

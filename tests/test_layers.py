@@ -19,7 +19,7 @@ WIRING = frozenset(
         "bankcore",
         *(
             f"bankcore.{name}"
-            for name in ["settings", "topology", "celery", "urls", "health", "checks", "front", "lanes", "wsgi", "asgi"]
+            for name in ["settings", "topology", "celery", "urls", "health", "front", "refusals", "lanes", "wsgi"]
         ),
     }
 )

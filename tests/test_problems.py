@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from accounts import errors as accounts_errors  # noqa: F401
-from bankcore import api, front, rate_limits  # noqa: F401
+from bankcore import api, rate_limits  # noqa: F401
 from bankcore.errors import BankError, Refused
-from bankcore.front import Refusal
 from bankcore.messaging import errors as desk_errors  # noqa: F401
+from bankcore.refusals import Refusal, broken_off, overloaded, too_large, too_slow
 from transfers import errors as transfers_errors  # noqa: F401
 from transfers import imports  # noqa: F401
 
@@ -29,7 +29,7 @@ def test_every_error_says_what_to_do(kind: type[BankError]) -> None:
     assert kind("Said where it is raised.").detail == "Said where it is raised."
 
 
-@pytest.mark.parametrize("refusal", [front._too_slow(), front._too_large(), front._overloaded(1)])
+@pytest.mark.parametrize("refusal", [too_slow(), broken_off(), too_large(), overloaded(1)])
 def test_every_refusal_before_django_says_what_to_do(refusal: Refusal) -> None:
     assert refusal.detail not in ("", refusal.title)
     assert refusal.detail.endswith(".")
