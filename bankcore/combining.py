@@ -68,14 +68,13 @@ class Started:
     is_answered: bool = False
 
     def answer(self, result: Any) -> None:
-        """Answer by the result of a lot, unless that takes another look."""
+        """Answer by the result of a lot, unless that takes another look. Raises nothing: others come after it."""
         try:
             response = self.part.answer(result)
-        except Exception:
+            if response is not None:
+                self._send(response)
+        except BaseException:
             log.exception("no answer can be made of a lot's result")
-            return
-        if response is not None:
-            self._send(response)
 
     def answer_alone(self) -> None:
         self._send(self.part.alone())

@@ -8,6 +8,7 @@ import asyncio
 import os
 import resource
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -25,7 +26,7 @@ from bankcore.garbage import collect_rarely
 from bankcore.lanes import Lanes
 from bankcore.messaging import backpressure
 from bankcore.messaging.backpressure import Priority, priority_of
-from bankcore.pool import Environ, Exchange, Headers, Pool
+from bankcore.pool import Environ, Exchange, Headers, Pool, as_exception
 from bankcore.refusals import Refusal, broken_off, overloaded, refuse, too_large, too_slow
 from bankcore.seats import PATIENCE, Patience, Seat, close_all
 from bankcore.turns import NoTurn, Turns
@@ -46,11 +47,20 @@ LINE_PART = 4
 # One in so many threads at most answers those whose wait is over.
 AGAIN_PART = 3
 LOT_MAX = 64
+# For so long the requests of a lot are looked at one after the other; who has not had a turn by then gets a thread. One
+# look takes a millisecond, unless what it asks (database, Redis) is slow or gone, for which all would wait in a row.
+LOOK_SECONDS_MAX = 0.5
 
 
 _Request = tuple[Environ, Exchange, asyncio.AbstractEventLoop]
+
+
+class Unseen:
+    """Nobody has looked at the request yet."""
+
+
 # None: it is answered.
-_Outcome = Started | Exception | None
+_Outcome = Started | Unseen | Exception | None
 
 
 class Front:
@@ -132,12 +142,13 @@ class Front:
         if not together:
             await self._pool.run(partial(self._answer, *request))
             return
-        environ[OFFER] = Offer()
-        started = await self._together.run(request)
-        if isinstance(started, Exception):
-            raise started
-        if started is not None and not started.is_answered:
-            await self._pool.run(started.answer_alone)
+        outcome = await self._together.run(request)
+        if isinstance(outcome, Exception):
+            raise outcome
+        if isinstance(outcome, Unseen):
+            await self._pool.run(partial(self._answer, *request))
+        elif outcome is not None and not outcome.is_answered:
+            await self._pool.run(outcome.answer_alone)
 
     async def _write(self, lot: Sequence[_Request]) -> Sequence[_Outcome]:
         return await self._writer.run(partial(self._answer_lot, lot))
@@ -204,15 +215,18 @@ class Front:
 
     def _answer_lot(self, lot: Sequence[_Request]) -> Sequence[_Outcome]:
         """Run in the writer's thread: answer these requests, and return what is left to be done alone."""
-        outcomes = [self._try(request) for request in lot]
+        until = time.monotonic() + LOOK_SECONDS_MAX
+        outcomes = [self._try(request) if time.monotonic() < until else Unseen() for request in lot]
         answer_together([outcome for outcome in outcomes if isinstance(outcome, Started)])
         return outcomes
 
     def _try(self, request: _Request) -> _Outcome:
+        environ = request[0]
+        environ[OFFER] = Offer()
         try:
             return self._answer(*request)
-        except Exception as error:
-            return error
+        except BaseException as error:
+            return as_exception(error)
 
     def _answer(self, environ: Environ, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> Started | None:
         """Run in a thread: let Django answer, and hand its answer over, unless it left a part to be done."""

@@ -67,8 +67,8 @@ class Pool:
         result, failed = None, None
         try:
             result = work()
-        except Exception as error:
-            failed = error
+        except BaseException as error:
+            failed = as_exception(error)
         self._done.append((done, result, failed))
         # Whoever finds it set comes before it is cleared, and what is done is looked at after that.
         if not self._is_waking:
@@ -85,3 +85,15 @@ class Pool:
                 done.set_result(result)
             else:
                 done.set_exception(failed)
+
+
+def as_exception(error: BaseException) -> Exception:
+    """Make of whatever was raised something that ends no thread and no loop, and so fails nobody but who asked.
+
+    A panic in a library written in Rust (reading JSON, answering) is no Exception; nor is SystemExit.
+    """
+    if isinstance(error, Exception):
+        return error
+    failed = RuntimeError(f"{type(error).__name__}: {error}")
+    failed.__cause__ = error
+    return failed

@@ -3,7 +3,10 @@
 import asyncio
 import gc
 import json
+import threading
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +32,8 @@ class Exchange:
     def __init__(self, body: Any) -> None:
         self.body = json.dumps(body).encode()
         self.status, self.headers, self.content = 0, dict[str, str](), dict[str, Any]()
+        # What became of the request instead of an answer.
+        self.error: BaseException | None = None
 
     async def __call__(self) -> bytes:
         return self.body
@@ -43,8 +48,11 @@ Order = tuple[Caller, Any, str]
 
 
 @pytest.fixture
-def send_at_once() -> Callable[[Sequence[Order]], list[Exchange]]:
-    """Send orders (caller, body, key) to a web process in this one, all in the same moment."""
+def send_at_once() -> Callable[..., list[Exchange]]:
+    """Send orders (caller, body, key) to a web process in this one, all in the same moment.
+
+    `application` is its Django.
+    """
     thresholds = gc.get_threshold()
     from bankcore import front
 
@@ -52,21 +60,29 @@ def send_at_once() -> Callable[[Sequence[Order]], list[Exchange]]:
     gc.set_threshold(*thresholds)
     gc.unfreeze()
 
-    async def send_all(orders: Sequence[Order]) -> list[Exchange]:
-        web = front.Front(Lanes(), threads=1, queue_max=100)
+    async def send_all(orders: Sequence[Order], application: Any = None, threads: int = 1) -> list[Exchange]:
+        web = front.Front(application or Lanes(), threads=threads, queue_max=100)
         exchanges = [Exchange(body) for _, body, _ in orders]
         requests = [
             web.__rsgi__(_scope(caller, key, exchange), exchange)
             for (caller, _, key), exchange in zip(orders, exchanges, strict=True)
         ]
         async with asyncio.timeout(60):
-            await asyncio.gather(*requests)
-        # The threads outlive the test, and their connections would keep its database.
-        await web._pool.run(connections.close_all)
-        await web._writer.run(connections.close_all)
+            answers = await asyncio.gather(*requests, return_exceptions=True)
+            for exchange, answer in zip(exchanges, answers, strict=True):
+                exchange.error = answer
+            # The threads outlive the test, and their connections would keep its database.
+            together = threading.Barrier(threads, timeout=30)
+            await asyncio.gather(*(web._pool.run(partial(_close, together)) for _ in range(threads)))
+            await web._writer.run(connections.close_all)
         return exchanges
 
-    return lambda orders: asyncio.run(send_all(orders))
+    return lambda *orders, **changes: asyncio.run(send_all(*orders, **changes))
+
+
+def _close(together: threading.Barrier) -> None:
+    together.wait()
+    connections.close_all()
 
 
 def _scope(caller: Caller, key: str, exchange: Exchange) -> SimpleNamespace:
@@ -197,3 +213,70 @@ def test_what_cannot_be_shown_is_an_error_of_its_own(
     # It is written down; whoever asks for it again hears so.
     assert [a.status for a in answers] == [202] * 10
     assert "idempotent-replayed" in answers[6].headers
+
+
+def test_who_waits_behind_a_slow_look_gets_a_thread(
+    bank: Bank, send_at_once: Any, lots: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where each token takes seconds to look up, all those of a lot one after the other would take minutes."""
+    from bankcore import front
+
+    monkeypatch.setattr(front, "LOOK_SECONDS_MAX", 0.1)
+    django, first, others = Lanes(), list[str](), threading.Barrier(3, timeout=30)
+
+    def slow(environ: Any, start_response: Any) -> Any:
+        if not first:
+            first.append(environ["HTTP_X_REQUEST_ID"])
+            time.sleep(0.2)
+        else:
+            others.wait()
+        return django(environ, start_response)
+
+    orders = _orders(bank.as_anna, [bank.body(amount_minor=number) for number in range(1, 5)])
+    answers = send_at_once(orders, application=slow, threads=3)
+
+    assert [(a.status, a.content["amount_minor"]) for a in answers] == [(202, number) for number in range(1, 5)]
+    assert [a.headers["x-request-id"] for a in answers] == [f"request-{key}" for _, _, key in orders]
+    assert lots == [1] * 4
+    assert written() == (4, 0, 4)
+
+
+class _Panic(BaseException):
+    """As what is raised by a library written in Rust that gives up."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError, _Panic])
+def test_an_answer_that_cannot_be_sent_costs_no_other_its_own(
+    bank: Bank, send_at_once: Any, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    send = Exchange.response_bytes
+
+    def fail_over_one(exchange: Exchange, status: int, headers: Any, body: bytes) -> None:
+        if b'"amount_minor": 7,' in exchange.body:
+            raise error("it cannot be sent")
+        send(exchange, status, headers, body)
+
+    monkeypatch.setattr(Exchange, "response_bytes", fail_over_one)
+
+    answers = send_at_once(_orders(bank.as_anna, [bank.body(amount_minor=number) for number in range(1, 11)]))
+
+    assert [a.status for a in answers] == [202] * 6 + [0] + [202] * 3
+    assert [a.error for a in answers[:6] + answers[7:]] == [None] * 9
+    assert "it cannot be sent" in str(answers[6].error)
+    assert written() == (10, 0, 10)
+
+
+def test_a_look_that_panics_costs_no_other_its_answer(bank: Bank, send_at_once: Any) -> None:
+    django = Lanes()
+
+    def panic_over_one(environ: Any, start_response: Any) -> Any:
+        if environ["HTTP_X_REQUEST_ID"] == f"request-{orders[2][2]}":
+            raise _Panic("it gave up")
+        return django(environ, start_response)
+
+    orders = _orders(bank.as_anna, [bank.body(amount_minor=number) for number in range(1, 6)])
+    answers = send_at_once(orders, application=panic_over_one)
+
+    assert [a.status for a in answers] == [202, 202, 0, 202, 202]
+    assert str(answers[2].error) == "_Panic: it gave up"
+    assert written() == (4, 0, 4)
