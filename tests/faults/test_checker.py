@@ -109,9 +109,8 @@ def test_marked_before_the_broker_has_it_a_cut_connection_loses_it(bank, account
 
 
 NOTHING_WAS_LOST = """
-CREATE OR REPLACE FUNCTION transfers_lost_before(ids uuid[], its_status text, at_most int,
-    up_to uuid DEFAULT 'ffffffff-ffff-ffff-ffff-ffffffffffff') RETURNS SETOF uuid
-LANGUAGE plpgsql STABLE AS $$ BEGIN RETURN; END $$
+CREATE OR REPLACE FUNCTION transfers_lost_before(ids uuid[], its_status text, at_most int, up_to uuid)
+RETURNS SETOF uuid LANGUAGE plpgsql STABLE AS $$ BEGIN RETURN; END $$
 """
 
 
