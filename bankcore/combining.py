@@ -41,14 +41,16 @@ class Part:
 
     `work` takes items of several requests and gives one result each, in the same order; it must bear repetition.
     `answer` makes the answer of the result, or None if that takes another look; `alone` does it all by itself, and
-    is called then, or if the work of the lot failed: so one request's error never reaches another. The headers that
-    every answer to the request has are those of the view's.
+    is called then, or if the work of a lot of several failed: so one request's error never reaches another. `failed`
+    makes the answer of the error where there was no other. The headers that every answer to the request has are those
+    of the view's.
     """
 
     work: Callable[[Sequence[Any]], Sequence[Any]]
     item: Any
     answer: Callable[[Any], HttpResponse | None]
     alone: Callable[[], HttpResponse]
+    failed: Callable[[Exception], HttpResponse]
 
 
 @dataclass(slots=True)
@@ -69,8 +71,15 @@ class Started:
 
     def answer(self, result: Any) -> None:
         """Answer by the result of a lot, unless that takes another look. Raises nothing: others come after it."""
+        self._try_to_send(lambda: self.part.answer(result))
+
+    def fail(self, error: Exception) -> None:
+        """Answer by the error of a lot of one. Raises nothing."""
+        self._try_to_send(lambda: self.part.failed(error))
+
+    def _try_to_send(self, answer: Callable[[], HttpResponse | None]) -> None:
         try:
-            response = self.part.answer(result)
+            response = answer()
             if response is not None:
                 self._send(response)
         except BaseException:
@@ -92,8 +101,11 @@ def answer_together(requests: Sequence[Started]) -> None:
         return
     try:
         results = requests[0].part.work([request.part.item for request in requests])
-    except Exception:
-        # Whatever it is, alone it comes again to the one whose own error it is.
+    except Exception as error:
+        # Among several it comes again, alone, to the one whose own error it is. Who waited in vain for a lock by itself
+        # would wait as long again.
+        if len(requests) == 1:
+            requests[0].fail(error)
         return
     for request, result in zip(requests, results, strict=True):
         request.answer(result)

@@ -145,7 +145,11 @@ def _part(asked: Intake) -> Part:
         except Exception as error:
             return problem_response(error)
 
-    return Part(intake.write, asked.row(), answer, partial(copy_context().run, alone))
+    def failed(error: Exception) -> HttpResponse:
+        return context.run(problem_response, error)
+
+    context = copy_context()
+    return Part(intake.write, asked.row(), answer, partial(context.run, alone), failed)
 
 
 class OneTransfer(View):

@@ -196,6 +196,26 @@ def test_one_orders_error_reaches_no_other(bank: Bank, send_at_once: Any, monkey
     assert written() == (9, 0, 9)
 
 
+def test_one_that_fails_by_itself_is_not_tried_again(
+    bank: Bank, send_at_once: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has waited for a lock as long as may be would wait as long again."""
+    lots = list[int]()
+
+    def fail(rows: Any) -> Any:
+        lots.append(len(rows))
+        raise OperationalError("gone")
+
+    monkeypatch.setattr(intake, "write", fail)
+
+    (answer,) = send_at_once([(bank.as_anna, bank.body(), "the-only-one")])
+
+    assert (answer.status, answer.content["code"]) == (503, "temporarily_unavailable")
+    assert answer.content["request_id"] == answer.headers["x-request-id"] == "request-the-only-one"
+    assert "ratelimit" in answer.headers
+    assert lots == [1]
+
+
 def test_what_cannot_be_shown_is_an_error_of_its_own(
     bank: Bank, send_at_once: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
