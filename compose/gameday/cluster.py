@@ -81,7 +81,7 @@ def add_cluster(
 
     def ready(supervisor: Supervisor) -> None:
         supervisor.wait_for(
-            f"the cluster of {found.name}", cluster.is_open, program=nodes[0].name, seconds=FORM_SECONDS_MAX
+            f"the cluster of {found.name}", cluster.opens, program=nodes[0].name, seconds=FORM_SECONDS_MAX
         )
 
     servers.readies.append(ready)
@@ -155,6 +155,23 @@ class Cluster:
         except (httpx.HTTPError, ValueError, KeyError):
             return False
         return self.is_whole() and len(state) == len(NODES) and set(state.values()) == {"running"}
+
+    def opens(self) -> bool:
+        """Whether it is open; if a node has not started the vhost, ask it to, as an operator does.
+
+        A node that joins while another one makes the vhost can miss it for good: it is not told of it any more, and
+        has read already which ones there are.
+        """
+        if self.is_open():
+            return True
+        try:
+            state = self.api("GET", f"vhosts/{VHOST}").json()["cluster_state"]
+            for node in [node.erlang_name for node in self.nodes.values()] if self.is_whole() else []:
+                if state.get(node) != "running":
+                    self.api("POST", f"vhosts/{VHOST}/start/{node}")
+        except (httpx.HTTPError, ValueError, KeyError):
+            return False
+        return False
 
     def running(self, *, through: str | None = None) -> set[str]:
         """The nodes that run, as one node says (or the first that answers); empty if none does."""
