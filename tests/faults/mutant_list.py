@@ -14,6 +14,7 @@ class Mutant(NamedTuple):
 
 
 LEDGER, POSTING = "tests/accounts/test_ledger.py::", "tests/transfers/test_posting.py::"
+LOST = "tests/transfers/test_posting_lost.py::"
 STATES, SWEEP = "tests/transfers/test_states.py::", "tests/transfers/test_sweep.py::"
 RELAY, TASKS = "tests/messaging/test_relay.py::", "tests/messaging/test_batch_tasks.py::"
 WORKER = "tests/messaging/test_worker.py::test_poison_ends_on_the_desk_with_its_cause_while_healthy_traffic_goes_on"
@@ -102,7 +103,7 @@ MUTANTS = (
     Mutant(
         "lost messages not missed", "bankcore/messaging/stretch.py",
         " or stretch.handled < place.after:", ":",
-        POSTING + "test_what_was_lost_before_a_stretch_or_in_its_middle_is_posted_in_its_turn",
+        LOST + "test_what_was_lost_before_a_stretch_or_in_its_middle_is_posted_in_its_turn",
     ),
     Mutant(
         "debits since the count forgotten", "transfers/risk/recent_debits.py",
