@@ -20,6 +20,7 @@ from bankcore.messaging import desk
 from bankcore.messaging.models import DeadLetter, Event
 from tests.messaging.broker_view import Broker
 from tests.messaging.desk_view import POST
+from tests.messaging.relay_view import KEY
 from transfers.parking import park_transfer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -33,6 +34,13 @@ def broker(settings: Any) -> Iterator[Broker]:
     yield broker
     broker.fill_from_scratch()
     broker.connection.release()
+
+
+@pytest.fixture
+def queue(settings: Any) -> str:
+    """The posting queue of KEY."""
+    name: str = settings.TOPOLOGY.queue_of(settings.TOPOLOGY_ROUTES["transfer.approved"], KEY)
+    return name
 
 
 @pytest.fixture

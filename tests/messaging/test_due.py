@@ -14,7 +14,7 @@ from bankcore.database import open_session
 from bankcore.messaging import due, outbox, relay
 from bankcore.messaging.models import Event, Lot
 from bankcore.messaging.outbox import NewEvent
-from tests.messaging.test_relay import Stepping
+from tests.messaging.relay_view import Stepping
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from tests.messaging.broker_view import eventually
-from tests.messaging.test_relay import Stepping, record
+from tests.messaging.relay_view import Stepping, record
 from tests.messaging.test_relay_faults import is_active, owed
 from transfers.backlog import Backlog
 

@@ -1,50 +1,20 @@
 """The relay against a real RabbitMQ: in order, at least once, marked only when confirmed."""
 
-import threading
 from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from django.db import connection
 from django.utils import timezone
 from kombu import Exchange, Queue
 
-from bankcore.database import open_session
 from bankcore.messaging import due as due_module
-from bankcore.messaging import outbox, relay
+from bankcore.messaging import outbox
 from bankcore.messaging.models import Event
 from bankcore.messaging.outbox import NewEvent
 from bankcore.messaging.publisher import Publisher, TaskMessage
-from bankcore.messaging.relay import Relay
-from bankcore.messaging.stretch import place_of
-from tests.messaging.broker_view import eventually
+from tests.messaging.relay_view import KEY, Stepping, due, places, record
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-KEY = "the account"
-
-
-@pytest.fixture
-def queue(settings):
-    """The posting queue of KEY."""
-    return settings.TOPOLOGY.queue_of(settings.TOPOLOGY_ROUTES["transfer.approved"], KEY)
-
-
-class Stepping:
-    """A relay driven by hand: every step delivers what is due, and its waits are cut short."""
-
-    def __init__(self):
-        stop = threading.Event()
-        stop.set()
-        self.relay = Relay(stop)
-        self.database = open_session("a test's relay")
-
-    def step(self):
-        self.relay.step(self.database)
-
-    def close(self):
-        self.relay._drop_publisher()
-        self.database.close()
 
 
 @pytest.fixture
@@ -54,43 +24,6 @@ def stepping(broker, monkeypatch):
     stepping = Stepping()
     yield stepping
     stepping.close()
-
-
-@pytest.fixture
-def running(broker, monkeypatch):
-    """Start relays as the command does, each in a thread; all are stopped at the end."""
-    monkeypatch.setattr(relay, "STANDBY_SECONDS", 0.05)
-    started = []
-
-    def start():
-        stop = threading.Event()
-        thread = threading.Thread(target=Relay(stop).run)
-        thread.start()
-        started.append((stop, thread))
-
-    yield start
-    for stop, _ in started:
-        stop.set()
-    for _, thread in started:
-        thread.join(timeout=60)
-        assert not thread.is_alive()
-
-
-def record(*subjects, type="transfer.approved", key=KEY, **fields):
-    outbox.record([NewEvent(type, key, str(subject), **fields) for subject in subjects])
-
-
-def due():
-    return list(Event.objects.filter(published_at=None).order_by("id").values_list("subject", flat=True))
-
-
-def active_pids():
-    sql = """
-        SELECT pid FROM pg_locks JOIN pg_database d ON d.oid = database AND datname = current_database()
-         WHERE locktype = 'advisory' AND objid = %s AND granted"""
-    with connection.cursor() as cursor:
-        cursor.execute(sql, (relay.ACTIVE_LOCK,))
-        return [row[0] for row in cursor.fetchall()]
 
 
 def test_each_queue_gets_its_events_in_order(stepping, broker, settings):
@@ -148,13 +81,6 @@ def test_an_event_whose_telling_failed_travels_alone_and_a_delivery_does_not(ste
     assert [ids for _, ids in broker.calls("deliveries")] == [["0", "1", "2"]]
 
 
-def places(broker, queue):
-    """Where the messages in the queue stand, by their ids."""
-    found = [place_of(message.headers["id"]) for message in broker.take(queue)]
-    assert all(found)
-    return found
-
-
 def test_each_message_names_the_one_before_it_in_its_queue(stepping, broker, queue, settings):
     settings.MESSAGE_IDS_MAX = 1
     record(1, 2)
@@ -183,22 +109,6 @@ def test_a_message_that_was_not_taken_is_not_named_as_the_one_before(stepping, b
 
     (again,) = places(broker, queue)
     assert again.after == first.number < again.number - 1
-
-
-def test_a_relay_that_becomes_active_begins_to_number_anew(running, broker, queue):
-    """It cannot know what another one has published meanwhile."""
-    for subject in (1, 2):
-        running()
-        assert eventually(active_pids)
-        record(subject)
-        assert eventually(lambda: not due())
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", (active_pids(),))
-
-    first, second = places(broker, queue)
-
-    assert first.relay != second.relay
-    assert second.after == 0
 
 
 def test_a_large_message_is_compressed_and_reads_the_same(stepping, broker, queue):
@@ -372,57 +282,6 @@ def test_a_publisher_tells_which_messages_were_taken(broker, settings):
 
     publisher.close()
     assert broker.depth("posting-0") == 2
-
-
-def test_a_running_relay_delivers_what_is_committed(running, broker, queue):
-    running()
-    assert eventually(active_pids)
-
-    record(1)
-    assert eventually(lambda: not due())
-    record(2)
-    assert eventually(lambda: not due())
-
-    assert broker.calls(queue) == [("transfers.post_transfers", ["1"]), ("transfers.post_transfers", ["2"])]
-
-
-def test_a_second_relay_stands_by_and_takes_over(running, broker, queue, monkeypatch):
-    tries = []
-    scalar = relay._scalar
-    monkeypatch.setattr(relay, "_scalar", lambda db, sql, *p: tries.append(p) or scalar(db, sql, *p))
-    first = Stepping()
-    assert first.relay._become_active(first.database) is False  # It was told to stop before it began.
-    first.relay.stop.clear()
-    assert first.relay._become_active(first.database) is True
-    tries.clear()
-    running()
-    record(1)
-
-    assert eventually(lambda: tries.count((relay.ACTIVE_LOCK,)) >= 5)
-    assert due() == ["1"]
-    held_by = first.database.info.backend_pid
-    assert active_pids() == [held_by]
-    first.close()
-
-    assert eventually(lambda: not due())
-    (heir,) = active_pids()
-    assert heir != held_by
-    assert broker.calls(queue) == [("transfers.post_transfers", ["1"])]
-
-
-def test_two_relays_survive_the_loss_of_the_active_session(running, broker, queue):
-    running()
-    running()
-    (active,) = eventually(active_pids)
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_terminate_backend(%s)", (active,))
-    record(1, 2, 3)
-
-    assert eventually(lambda: not due())
-
-    assert [subject for _, ids in broker.calls(queue) for subject in ids] == ["1", "2", "3"]
-    (heir,) = active_pids()
-    assert heir != active
 
 
 def test_a_retry_that_overtakes_the_confirm_is_still_owed(stepping, queue, monkeypatch):

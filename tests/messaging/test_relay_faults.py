@@ -17,7 +17,7 @@ from bankcore.messaging.models import Event
 from bankcore.messaging.outbox import NewEvent
 from bankcore.messaging.relay import ACTIVE_LOCK, STANDBY_SECONDS
 from tests.messaging.broker_view import control_broker, eventually
-from tests.messaging.test_relay import Stepping, active_pids
+from tests.messaging.relay_view import Stepping, active_pids
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
